@@ -1,0 +1,88 @@
+"""What a model costs: nodes, parameters, multiply-accumulates and bytes, whole and by node."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx import TensorProto
+
+from . import ops, shapes
+from .exporting import to_proto, weight_bytes
+from .model import Model
+
+
+@dataclass(frozen=True)
+class Cost:
+    """nodes: over all levels. params: elements of float and 8-bit (or smaller) constants. macs: for one run, with
+    sizes that are not known counted as 1. bytes: of the serialised model, weights included."""
+
+    nodes: int
+    params: int
+    macs: int
+    bytes: int
+
+    def to_json(self) -> dict[str, int]:
+        """The fields as a dict."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class NodeCost:
+    """Cost of one node; `params` counts the constants it reads."""
+
+    name: str
+    op: str
+    params: int
+    macs: int
+
+
+def _is_weight(tensor: gs.Constant) -> bool:
+    dtype = np.dtype(tensor.dtype)
+    return dtype.kind in "fV" or (dtype.itemsize == 1 and dtype.kind in "iu")
+
+
+def size(tensor: gs.Constant) -> int:
+    """Elements of a constant."""
+    return int(np.prod(tensor.shape, dtype=np.int64))
+
+
+class _Sizes:
+    """Concrete shapes: those given by name, else inferred ones with unknown sizes as 1."""
+
+    def __init__(self, known: Mapping[str, tuple[int, ...]] | None):
+        self.known = known or {}
+
+    def __call__(self, tensor: Any) -> tuple[int, ...] | None:
+        if tensor is None or not tensor.name:
+            return None
+        shape = self.known.get(tensor.name) or shapes.of(tensor)
+        return None if shape is None else tuple(int(d) if isinstance(d, (int, np.integer)) else 1 for d in shape)
+
+
+def by_node(model: Model, known: Mapping[str, tuple[int, ...]] | None = None) -> list[NodeCost]:
+    """Cost of every node, in order. `known`: measured shapes by tensor name (`runtime.probe`), for dynamic models."""
+    sizes = _Sizes(known)
+    rows = []
+    for node in model.nodes():
+        params = sum(size(t) for t in node.inputs if isinstance(t, gs.Constant) and _is_weight(t))
+        rows.append(NodeCost(node.name, node.op, params, int(ops.facts(node).macs(node, sizes))))
+    return rows
+
+
+def of(model: Model, known: Mapping[str, tuple[int, ...]] | None = None) -> Cost:
+    """Cost of the whole model."""
+    params = sum(size(t) for t in model.constants().values() if _is_weight(t))
+    nodes = by_node(model, known)
+    bare = to_proto(model, store=_bare)
+    return Cost(len(nodes), params, sum(n.macs for n in nodes), bare.ByteSize() + weight_bytes(model))
+
+
+def _bare(tensor: gs.Constant) -> TensorProto:
+    """A tensor without its data, so that sizing a model copies no weights."""
+    data_type = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype))
+    return TensorProto(name=tensor.name, data_type=data_type, dims=tensor.shape)

@@ -1,0 +1,143 @@
+"""Reading and writing model files: whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from google.protobuf.message import DecodeError
+from onnx import TensorProto
+
+from .errors import ModelError, OutputError
+from .exporting import INLINE_LIMIT, tensor_proto, to_proto, weight_bytes
+from .importing import ExternalValues, from_proto
+from .model import Model
+
+PathLike = str | os.PathLike[str]
+EXTERNAL_FROM = 1024  # smaller tensors stay in the model file: shape inference reads them there
+ALIGN = 4096  # a page, so that mapped weights are aligned
+
+
+def from_bytes(data: bytes, base_dir: PathLike | None = None, name: str = "the model") -> Model:
+    """Import a serialised model. Raises ModelError when it is not ONNX, truncated or unsound."""
+    if not data:
+        raise ModelError(f"{name} is empty; expected an ONNX model")
+    proto = onnx.ModelProto()
+    try:
+        proto.ParseFromString(data)
+    except DecodeError as error:
+        raise ModelError(f"{name} is not an ONNX model, or is truncated or damaged") from error
+    try:
+        return from_proto(proto, base_dir)
+    except ModelError as error:
+        raise ModelError(f"{name}: {error}") from error
+    except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
+        raise ModelError(f"{name} is not a sound ONNX model: {type(error).__name__}: {error}") from error
+
+
+def load(path: PathLike) -> Model:
+    """Load a model file. External data is found beside the file and mapped, not read.
+
+    Raises ModelError for a missing file, a file that is not ONNX or is damaged, and external data that is missing
+    or lies outside the model's folder.
+    """
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise ModelError(f"no such file: {path}") from None
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror}") from error
+    return from_bytes(data, path.parent, str(path))
+
+
+@contextlib.contextmanager
+def atomic(path: PathLike) -> Iterator[IO[bytes]]:
+    """Open a temporary file beside `path` that takes its name when the block ends well, and vanishes otherwise.
+
+    Raises OutputError that names the file when it cannot be written (no folder, no right, disk full).
+    """
+    path = Path(path)
+    temporary = ""
+    try:
+        descriptor, temporary = tempfile.mkstemp(".part", f".{path.name}.", path.parent)
+        with open(descriptor, "wb") as handle:
+            yield handle
+            handle.flush()
+            os.fsync(handle.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)
+        os.replace(temporary, path)
+        temporary = ""
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        if temporary:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+
+
+def save(model: Model, path: PathLike) -> None:
+    """Write a model file, atomically.
+
+    Weights go to `<name>.data` beside it when the model came with external data or exceeds 2 GiB. Raises
+    OutputError when the place cannot be written; a file that stood there before is then untouched.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise OutputError(f"cannot write {path}: it is a folder")
+    if model.header.external or weight_bytes(model) > INLINE_LIMIT:
+        _save_external(model, path)
+        return
+    data = to_proto(model).SerializeToString(deterministic=True)
+    with atomic(path) as file:
+        file.write(data)
+
+
+def _save_external(model: Model, path: Path) -> None:
+    data_path = path.with_name(path.name + ".data")
+    with atomic(path) as file, atomic(data_path) as data:
+        proto = to_proto(model, store=_external_store(data, data_path.name))
+        file.write(proto.SerializeToString(deterministic=True))
+
+
+def _external_store(file: IO[bytes], location: str) -> Callable[[gs.Constant], TensorProto]:
+    """A store that appends a tensor's bytes to `file` and refers to them."""
+
+    def store(tensor: gs.Constant) -> TensorProto:
+        proto = _shell(tensor)
+        if proto is None:
+            return tensor_proto(tensor)
+        raw = _raw(tensor)
+        file.write(b"\0" * (-file.tell() % ALIGN))
+        offset = file.tell()
+        file.write(raw)
+        proto.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", location), ("offset", offset), ("length", len(raw))):
+            proto.external_data.add(key=key, value=str(value))
+        return proto
+
+    return store
+
+
+def _shell(tensor: gs.Constant) -> TensorProto | None:
+    """Name, type and shape without data; None for what stays inline (small, or strings)."""
+    if np.dtype(tensor.dtype) == object or tensor._values.nbytes < EXTERNAL_FROM:
+        return None
+    data_type = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype))
+    return TensorProto(name=tensor.name, data_type=data_type, dims=tensor.shape)
+
+
+def _raw(tensor: gs.Constant) -> Any:
+    """The bytes of a tensor, as something that `write` takes and `len` counts."""
+    if isinstance(tensor._values, ExternalValues):
+        return tensor._values.raw()[: tensor._values.packed_nbytes]
+    return tensor_proto(tensor).raw_data or onnx.numpy_helper.from_array(tensor.values).raw_data

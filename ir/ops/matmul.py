@@ -1,0 +1,57 @@
+"""Matrix products."""
+
+from __future__ import annotations
+
+import math
+
+import onnx_graphsurgeon as gs
+
+from .facts import Facts, Quant, SizeOf, Weight
+
+
+def _gemm_weight(node: gs.Node) -> Weight | None:
+    transposed = bool(node.attrs.get("transB", 0))
+    return Weight(1, 0 if transposed else 1, 1 if transposed else 0, bias=2)
+
+
+def _matmul_weight(node: gs.Node) -> Weight | None:
+    if not isinstance(node.inputs[1], gs.Constant) or len(node.inputs[1].shape) < 2:
+        return None
+    return Weight(1, -1, -2)
+
+
+def _product_macs(node: gs.Node, sizes: SizeOf) -> int:
+    """Output elements times the length of the contraction."""
+    out, a = sizes(node.outputs[0]), sizes(node.inputs[0])
+    if out is None or not a:
+        return 0
+    axis = 0 if node.op == "Gemm" and node.attrs.get("transA", 0) else -1
+    return math.prod(out) * a[axis]
+
+
+def _einsum_macs(node: gs.Node, sizes: SizeOf) -> int:
+    """Product of the sizes of all labels."""
+    equation = node.attrs.get("equation", "")
+    terms = str(equation).replace(" ", "").split("->")[0].split(",")
+    labels: dict[str, int] = {}
+    for term, tensor in zip(terms, node.inputs):
+        shape = sizes(tensor)
+        if shape is None or len(shape) != len(term):
+            return 0
+        labels.update(zip(term, shape))
+    return math.prod(labels.values()) if len(terms) > 1 else 0
+
+
+FACTS = (
+    Facts("Gemm", "weighted", weight=_gemm_weight, macs=_product_macs, quant=Quant(weighted=True)),
+    Facts(
+        "MatMul",
+        "weighted",
+        weight=_matmul_weight,
+        macs=_product_macs,
+        quant=Quant(inputs=(0, 1), weighted=True),
+    ),
+    Facts("Einsum", "weighted", macs=_einsum_macs),
+    Facts("MatMulInteger", "opaque", macs=_product_macs),
+    Facts("QLinearMatMul", "opaque"),
+)

@@ -1,0 +1,91 @@
+"""Shapes and types of inner tensors, inferred by onnx on a shell of the model: the graph without its large weights.
+
+What inference cannot tell (operators of other domains, data-dependent sizes) stays None; `runtime.probe` finds it by
+running the model.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx import TensorProto, helper
+
+from .exporting import tensor_proto, to_proto
+from .importing import _shape, np_dtype
+from .model import Model
+
+# Inference reads the values of shapes, axes, pads and scales: small, or integer. Nothing larger needs its data.
+_SMALL = 1024
+_SMALL_INTEGER = 65536
+
+
+def of(tensor: Any) -> tuple[Any, ...] | None:
+    """Shape of a tensor: ints, symbols (str) and None for unknown sizes; None for unknown rank."""
+    return None if tensor is None or tensor.shape is None else tuple(tensor.shape)
+
+
+def is_static(shape: tuple[Any, ...] | None) -> bool:
+    """Whether every size is a number."""
+    return shape is not None and all(isinstance(d, (int, np.integer)) for d in shape)
+
+
+def _shell(tensor: gs.Constant) -> TensorProto:
+    count = int(np.prod(tensor.shape, dtype=np.int64))
+    integer = np.dtype(tensor.dtype).kind in "iu"
+    if count <= _SMALL or (integer and count <= _SMALL_INTEGER):
+        return tensor_proto(tensor)
+    data_type = helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype))
+    return TensorProto(name=tensor.name, data_type=data_type, dims=tensor.shape)
+
+
+def shell(model: Model) -> onnx.ModelProto:
+    """The model's proto with the data of large weights left out (their types and shapes stay)."""
+    return to_proto(model, shapes=False, store=_shell)
+
+
+def _infer(proto: onnx.ModelProto) -> onnx.ModelProto | None:
+    for data_prop in (True, False):
+        try:
+            return onnx.shape_inference.infer_shapes(proto, data_prop=data_prop)
+        except Exception:  # a node that cannot be inferred must not lose the shapes of the others
+            continue
+    return None
+
+
+def _collect(graph: onnx.GraphProto, found: dict[str, onnx.TypeProto]) -> None:
+    queue = [graph]
+    while queue:
+        current = queue.pop()
+        for info in (*current.value_info, *current.output):
+            found[info.name] = info.type
+        for node in current.node:
+            queue.extend(a.g for a in node.attribute if a.type == onnx.AttributeProto.GRAPH)
+
+
+def refresh(model: Model) -> None:
+    """Forget the shapes of inner tensors and infer them again.
+
+    Inputs, and the declared types of graph outputs, stay as they are; symbolic sizes keep their names.
+    """
+    fixed = {id(t) for graph in model.graphs() for t in graph.inputs} | {id(t) for t in model.graph.outputs}
+    inner = {name: t for name, t in model.tensors().items() if isinstance(t, gs.Variable) and id(t) not in fixed}
+    for tensor in inner.values():
+        tensor.shape = None
+    proto = _infer(shell(model))
+    if proto is None:
+        return
+    types: dict[str, onnx.TypeProto] = {}
+    _collect(proto.graph, types)
+    for name, tensor in [*inner.items(), *((t.name, t) for t in model.graph.outputs)]:
+        if name in types and types[name].HasField("tensor_type") and isinstance(tensor, gs.Variable):
+            _fill(tensor, types[name].tensor_type)
+
+
+def _fill(tensor: gs.Variable, tensor_type: Any) -> None:
+    if tensor_type.elem_type:
+        tensor.dtype = np_dtype(tensor_type.elem_type)
+    if tensor.shape is None:
+        tensor.shape = _shape(tensor_type)
