@@ -7,12 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
-from onnx import TensorProto
 
 from . import ops, shapes
-from .exporting import to_proto, weight_bytes
+from .exporting import bare, to_proto, weight_bytes
 from .model import Model
 
 
@@ -78,11 +76,5 @@ def of(model: Model, known: Mapping[str, tuple[int, ...]] | None = None) -> Cost
     """Cost of the whole model."""
     params = sum(size(t) for t in model.constants().values() if _is_weight(t))
     nodes = by_node(model, known)
-    bare = to_proto(model, store=_bare)
-    return Cost(len(nodes), params, sum(n.macs for n in nodes), bare.ByteSize() + weight_bytes(model))
-
-
-def _bare(tensor: gs.Constant) -> TensorProto:
-    """A tensor without its data, so that sizing a model copies no weights."""
-    data_type = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype))
-    return TensorProto(name=tensor.name, data_type=data_type, dims=tensor.shape)
+    graph_bytes = to_proto(model, store=bare).ByteSize()
+    return Cost(len(nodes), params, sum(n.macs for n in nodes), graph_bytes + weight_bytes(model))

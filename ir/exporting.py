@@ -44,6 +44,12 @@ def tensor_proto(tensor: gs.Constant) -> TensorProto:
     return proto
 
 
+def bare(tensor: gs.Constant) -> TensorProto:
+    """A constant's name, type and shape without its data."""
+    data_type = helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype))
+    return TensorProto(name=tensor.name, data_type=data_type, dims=tensor.shape)
+
+
 def value_info(tensor: Any, protos: dict[str, onnx.ValueInfoProto]) -> onnx.ValueInfoProto:
     """The declared type of a tensor; the file's own proto where it still says the truth."""
     kept = protos.get(tensor.name)

@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto
 
 from .errors import ModelError, OutputError
-from .exporting import INLINE_LIMIT, tensor_proto, to_proto, weight_bytes
+from .exporting import INLINE_LIMIT, bare, tensor_proto, to_proto, weight_bytes
 from .importing import ExternalValues, from_proto
 from .model import Model
 
@@ -35,7 +35,9 @@ def from_bytes(data: bytes, base_dir: PathLike | None = None, name: str = "the m
     except DecodeError as error:
         raise ModelError(f"{name} is not an ONNX model, or is truncated or damaged") from error
     try:
-        return from_proto(proto, base_dir)
+        model = from_proto(proto, base_dir)
+        to_proto(model, store=bare)  # names that are not text, and the like, show here and not after an hour's work
+        return model
     except ModelError as error:
         raise ModelError(f"{name}: {error}") from error
     except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
@@ -132,8 +134,7 @@ def _shell(tensor: gs.Constant) -> TensorProto | None:
     """Name, type and shape without data; None for what stays inline (small, or strings)."""
     if np.dtype(tensor.dtype) == object or tensor._values.nbytes < EXTERNAL_FROM:
         return None
-    data_type = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype))
-    return TensorProto(name=tensor.name, data_type=data_type, dims=tensor.shape)
+    return bare(tensor)
 
 
 def _raw(tensor: gs.Constant) -> Any:

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
-from .exporting import tensor_proto, to_proto
+from .exporting import bare, tensor_proto, to_proto
 from .importing import _shape, np_dtype
 from .model import Model
 
@@ -37,8 +37,7 @@ def _shell(tensor: gs.Constant) -> TensorProto:
     integer = np.dtype(tensor.dtype).kind in "iu"
     if count <= _SMALL or (integer and count <= _SMALL_INTEGER):
         return tensor_proto(tensor)
-    data_type = helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype))
-    return TensorProto(name=tensor.name, data_type=data_type, dims=tensor.shape)
+    return bare(tensor)
 
 
 def shell(model: Model) -> onnx.ModelProto:
