@@ -68,8 +68,15 @@ def by_node(model: Model, known: Mapping[str, tuple[int, ...]] | None = None) ->
     rows = []
     for node in model.nodes():
         params = sum(size(t) for t in node.inputs if isinstance(t, gs.Constant) and _is_weight(t))
-        rows.append(NodeCost(node.name, node.op, params, int(ops.facts(node).macs(node, sizes))))
+        rows.append(NodeCost(node.name, node.op, params, _macs(node, sizes)))
     return rows
+
+
+def _macs(node: gs.Node, sizes: _Sizes) -> int:
+    try:
+        return int(ops.facts(node).macs(node, sizes))
+    except IndexError:  # fewer inputs or dimensions than the operator has: ONNX Runtime will say so, not the counter
+        return 0
 
 
 def of(model: Model, known: Mapping[str, tuple[int, ...]] | None = None) -> Cost:
