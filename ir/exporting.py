@@ -95,7 +95,8 @@ class _Exporter:
         constants = self.homes.get(id(graph), [])
         self.inputs(proto, graph, constants, main)
         for tensor in graph.outputs:
-            proto.output.append(value_info(tensor, self.header.protos))
+            declared = self.header.protos.get(tensor.name) if isinstance(tensor, gs.Constant) else None
+            proto.output.append(declared or value_info(tensor, self.header.protos))
         for constant in constants:
             self.constant(proto, constant, main)
         for node in graph.nodes:

@@ -1,0 +1,131 @@
+"""Numerics against dense formulas, with every odd value that a model may put out."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from onnxslim_opt.ir.errors import ModelError
+from onnxslim_opt.runtime import Reference, Session, numerics, resolve
+from onnxslim_opt.runtime.differences import common, compare_tensors
+from onnxslim_opt.runtime.numerics import Diff
+
+from onnxslim_opt import ir
+
+LINEAR = "g (float[N,3] x) => (float[N,4] y) <float[3,4] w = {1,2,3,4,5,6,7,8,9,1,2,3}> { y = MatMul(x, w) }"
+
+
+def linear(factor=1.0):
+    model = ir.text.parse(LINEAR)
+    weight = model.graph.nodes[0].inputs[1]
+    weight.values = weight.values * np.float32(factor)
+    return model
+
+
+def feeds(n=6, batch=5):
+    rng = np.random.default_rng(3)
+    return resolve([{"x": rng.standard_normal((batch, 3), np.float32)} for _ in range(n)], linear())
+
+
+def test_sqnr_and_the_rest_match_the_dense_formulas():
+    data, other = feeds(), linear(1.25)
+    other.graph.nodes[0].inputs[1].values = other.graph.nodes[0].inputs[1].values + np.float32(0.5)
+    report = Reference(linear(), data).compare(other)
+    a = np.concatenate([Session(linear()).run(f)["y"] for f in data]).astype(np.float64)
+    b = np.concatenate([Session(other).run(f)["y"] for f in data]).astype(np.float64)
+    (out,) = report.outputs
+    assert out.sqnr_db == pytest.approx(10 * np.log10((a**2).sum() / ((a - b) ** 2).sum()), abs=1e-9)
+    assert out.cosine == pytest.approx((a * b).sum() / np.sqrt((a**2).sum() * (b**2).sum()), abs=1e-12)
+    assert out.max_abs == pytest.approx(np.abs(a - b).max(), rel=1e-9)
+    assert out.argmax_agreement == pytest.approx((a.argmax(1) == b.argmax(1)).mean())
+    assert report.min_sqnr == out.sqnr_db
+    assert report.feeds == 6 and report.source == "data"
+    assert report.drop == pytest.approx(1 - out.argmax_agreement)
+
+
+def test_equal_models_are_infinitely_close_and_json_can_say_it():
+    report = Reference(linear(), feeds()).compare(linear())
+    assert report.min_sqnr == math.inf and report.drop == 0
+    row = json.loads(json.dumps(report.to_json(), allow_nan=False))["outputs"][0]
+    assert row == {"name": "y", "sqnr_db": 999.0, "cosine": 1.0, "max_abs": 0.0, "argmax_agreement": 1.0}
+
+
+@pytest.mark.parametrize("memory_mb", [0, 128])
+def test_reference_is_kept_or_computed_again_alike(memory_mb):
+    reference = Reference(linear(), feeds(), memory_mb=memory_mb)
+    first, second = reference.compare(linear(1.1)), reference.compare(linear(1.1))
+    assert first == second
+    assert len(reference._kept) == (6 if memory_mb else 0)
+
+
+def test_a_candidate_session_or_path_may_be_given(tmp_path):
+    ir.save(linear(1.1), tmp_path / "b.onnx")
+    reference = Reference(Session(linear()), feeds())
+    assert reference.compare(Session(linear(1.1))) == reference.compare(tmp_path / "b.onnx")
+    assert numerics.compare(linear(), linear(1.1), feeds()) == reference.compare(linear(1.1))
+
+
+def test_a_lost_output_is_named():
+    other = ir.text.parse(LINEAR.replace("(float[N,4] y)", "(float[N,4] z)").replace("y =", "z ="))
+    with pytest.raises(ModelError, match="lacks the output 'y'"):
+        Reference(linear(), feeds()).compare(other)
+
+
+def diff(ref, out):
+    made = Diff("t")
+    made.add(ref, out)
+    return made.result()
+
+
+F = np.float32
+
+
+@pytest.mark.parametrize(
+    ("ref", "out", "sqnr"),
+    [
+        (F([1, 2]), F([1, np.nan]), -math.inf),
+        (F([1, 2]), F([1, np.inf]), -math.inf),
+        (F([1, 2]), F([[1, 2]]), -math.inf),
+        (F([1, -np.inf]), F([1, -np.inf]), math.inf),  # masks: infinite in the original itself
+        (F([1, np.nan]), F([1, 7]), math.inf),
+        (F([0, 0]), F([0, 0]), math.inf),
+        (F([0, 0]), F([1e-6, 1e-6]), 0.0),  # silence: noise is measured against 1e-6
+        (F([]), F([]), math.inf),
+        (np.float16([300] * 4), np.float16([300] * 4), math.inf),  # squares overflow float16
+        (np.array([1, 2, 3, 4]), np.array([1, 2, 3, 4]), math.inf),
+        (np.array([1, 2, 3, 4]), np.array([1, 2, 3, 5]), 10 * math.log10(4)),
+        (np.array([1, 2]), np.array([1, 2, 3, 4]), 0.0),
+        (np.array([True, False]), np.array([True, True]), 10 * math.log10(2)),
+        (np.array(["a", "b"], object), np.array(["a", "b"], object), math.inf),
+        ([F([1]), F([2])], [F([1]), F([2])], math.inf),
+        ([F([1]), F([2])], [F([1])], -math.inf),
+        ([{"a": F(3)}], [{"a": F(3)}], math.inf),
+        (None, None, math.inf),
+        (np.complex64([1 + 1j]), np.complex64([1 + 0j]), 10 * math.log10(2)),
+    ],
+)
+def test_every_kind_of_value(ref, out, sqnr):
+    assert diff(ref, out).sqnr_db == pytest.approx(sqnr, abs=1e-6)
+    json.dumps(diff(ref, out).to_json(), allow_nan=False)
+
+
+def test_argmax_is_for_tables_of_floats_only():
+    assert diff(F([[1, 2]]), F([[2, 1]])).argmax_agreement == 0
+    assert diff(F([[1], [2]]), F([[1], [2]])).argmax_agreement is None
+    assert diff(F([[[1, 2]]]), F([[[1, 2]]])).argmax_agreement is None
+    assert diff(np.array([[1, 2]]), np.array([[1, 2]])).argmax_agreement is None
+
+
+def test_compare_tensors_finds_the_first_divergence():
+    text = "g (float[N,4] x) => (float[N,4] y) { a = Relu(x) b = Mul(a, c) y = Sigmoid(b) }"
+    text = text.replace("=> (float[N,4] y)", "=> (float[N,4] y) <float[1] c = {2.0}>")
+    a, b = ir.text.parse(text), ir.text.parse(text.replace("2.0", "2.2"))
+    data = [{"x": np.random.default_rng(k).standard_normal((2, 4), np.float32)} for k in range(3)]
+    assert common(a, b) == ["a", "b", "y"]
+    rows = compare_tensors(a, b, resolve(data, a))
+    assert [r.name for r in rows] == ["a", "b", "y"]
+    assert rows[0].sqnr_db == math.inf
+    assert rows[1].sqnr_db == pytest.approx(20, abs=1e-4)  # a tenth too much everywhere
+    assert [r.name for r in compare_tensors(a, b, resolve(data, a), ["y", "b"])] == ["b", "y"]
+    small = compare_tensors(a, b, resolve(data, a), memory_mb=0)
+    assert small == rows
