@@ -25,7 +25,10 @@ def _attribute_type(op: str, domain: str, opset: int, name: str) -> int | None:
         schema = onnx.defs.get_schema(op, opset, domain)
     except onnx.defs.SchemaError:
         return None
-    return int(schema.attributes[name].type.value) if name in schema.attributes else None
+    if name not in schema.attributes:
+        return None
+    kind: Any = schema.attributes[name].type
+    return int(kind.value)
 
 
 def tensor_proto(tensor: gs.Constant) -> TensorProto:
@@ -120,7 +123,7 @@ class _Exporter:
         """An initializer; below IR 4, where those must be inputs, a Constant node unless it was one."""
         if self.header.ir_version < 4 and not (main and constant.name in self.header.input_order):
             node = proto.node.add(op_type="Constant", output=[constant.name], name=f"{constant.name}__const")
-            node.attribute.append(helper.make_attribute("value", tensor_proto(constant)))
+            node.attribute.append(helper.make_attribute("value", self.store(constant)))
         else:
             proto.initializer.append(self.store(constant))
 

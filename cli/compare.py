@@ -1,0 +1,70 @@
+"""`onnxslim compare`: where two models differ, tensor by tensor, first divergence first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .options import data_options, read_data_options, threads_option, voice_options
+
+
+@click.command(short_help="Where two models differ, tensor by tensor.")
+@click.argument("a", type=click.Path(path_type=Path))
+@click.argument("b", type=click.Path(path_type=Path))
+@data_options
+@threads_option
+@click.option(
+    "--min-sqnr",
+    type=float,
+    default=60.0,
+    show_default=True,
+    metavar="DB",
+    help="Below this a tensor counts as different.",
+)
+@click.option("--rows", type=click.IntRange(1), default=20, show_default=True, help="Tensors to show.")
+@click.option("--outputs-only", is_flag=True, help="Compare graph outputs alone.")
+@voice_options
+def compare(
+    a: Path,
+    b: Path,
+    min_sqnr: float,
+    rows: int,
+    outputs_only: bool,
+    threads: int,
+    quiet: bool,
+    verbose: bool,
+    **values: Any,
+) -> None:
+    """Run A and B on the same feeds and compare every tensor that both have, in the order of A.
+
+    The first line is the first tensor that differs: where the difference begins. Outputs stand at the end.
+    """
+    from ..passes import diverge
+    from . import show
+    from .feeding import feeds_for
+
+    feeds = feeds_for(a, read_data_options({**values, "samples": values.get("samples") or 8}))
+    found = diverge.compare(a, b, feeds, threads=threads, inner=not outputs_only)
+    inner = [d for d in found.inner if d.diff.sqnr_db < min_sqnr]
+    if not outputs_only:
+        title = f"{len(found.inner)} inner tensors in both, {len(inner)} differ (SQNR below {min_sqnr:g} dB)"
+        shown = inner if verbose else inner[:rows]
+        show.put(title, HEAD, [_row(d) for d in shown], numeric=(2, 3, 4))
+        if len(inner) > len(shown):
+            click.echo(f"... and {len(inner) - len(shown)} more (-v shows all)")
+        click.echo()
+    show.put(
+        f"outputs, on {len(feeds)} feeds ({feeds.source})", HEAD, [_row(d) for d in found.outputs], numeric=(2, 3, 4)
+    )
+
+
+HEAD = ("tensor", "made by", "SQNR", "cosine", "largest difference")
+
+
+def _row(found: Any) -> tuple[str, ...]:
+    from ..passes import words
+
+    d = found.diff
+    return found.name, found.op, words.db(d.to_json()), words.number(d.cosine), words.number(d.max_abs)

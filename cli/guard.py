@@ -1,0 +1,108 @@
+"""The way into the command line and out of it: one line for every error, and the exit code that goes with it.
+
+0  written and within limits          2    usage
+1  bad model, data or option          3    written, but the limits are not met or a pass failed
+130, 143  stopped by Ctrl-C or a termination signal; nothing half-written is left
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import NoReturn
+
+import click
+
+
+class Stopped(BaseException):
+    """A signal asked the process to end. Not an Exception, so that no pass can swallow it."""
+
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.number = number
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit."""
+    from .app import cli
+
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    _listen()
+    verbose = _verbose(arguments)
+    if not verbose:
+        warnings.simplefilter("ignore")  # of libraries, about what a user cannot change
+    code = guarded(lambda: cli.main(args=arguments, prog_name="onnxslim", standalone_mode=False), verbose)
+    _flush()
+    sys.exit(code)
+
+
+def guarded(work: Callable[[], object], verbose: bool = False) -> int:
+    """Run `work`; the exit code, with one line on stderr where something went wrong."""
+    try:
+        result = work()
+        return result if isinstance(result, int) else 0
+    except click.exceptions.Exit as e:
+        return e.exit_code
+    except click.ClickException as e:
+        e.show()
+        return 2
+    except Stopped as e:
+        name = "interrupted" if e.number == signal.SIGINT else "terminated"
+        _say(f"{name}; no output was left half-written")
+        return 128 + e.number
+    except (KeyboardInterrupt, click.Abort):
+        _say("interrupted; no output was left half-written")
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as e:
+        return _explain(e, verbose)
+
+
+def _explain(error: Exception, verbose: bool) -> int:
+    from ..ir.errors import SlimError
+
+    text = " ".join(str(error).split())
+    if isinstance(error, SlimError | OSError):
+        _say(text)
+    else:
+        _say(f"internal error: {type(error).__name__}: {text}" + ("" if verbose else " (-v shows where)"))
+    if verbose:
+        traceback.print_exception(error, file=sys.stderr)
+    return getattr(error, "exit_code", 1)
+
+
+def _say(text: str) -> None:
+    sys.stdout.flush()
+    print(f"error: {text}", file=sys.stderr, flush=True)
+
+
+def _verbose(arguments: Sequence[str]) -> bool:
+    return any(a in ("-v", "--verbose") for a in arguments)
+
+
+def _listen() -> None:
+    """Turn SIGINT and SIGTERM into `Stopped`; what the parent ignores (nohup, a background job) stays ignored."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL):
+            signal.signal(number, _stop)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise Stopped(number)
+
+
+def _flush() -> None:
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,102 @@
+"""Options that several commands share, and how their texts are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def shape(text: str) -> tuple[str, tuple[int, ...]]:
+    """`NAME:1,3,224,224` as (name, shape); the last colon counts, for names that have some."""
+    name, colon, dims = text.rpartition(":")
+    try:
+        sizes = tuple(int(d) for d in dims.split(",") if d.strip())
+    except ValueError:
+        sizes = ()
+    if not colon or not name or any(s < 1 for s in sizes) or (dims.strip() and not sizes):
+        raise click.BadParameter(f"{text!r} is not NAME:1,3,224,224")
+    return name, sizes
+
+
+def numbers(text: str | None) -> tuple[float, ...] | None:
+    """`0.485,0.456,0.406` as floats."""
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not a list of numbers like 0.485,0.456,0.406") from None
+
+
+def image_size(text: str | None) -> Any:
+    """`224` or `480x640` (height x width)."""
+    if text is None:
+        return None
+    parts = text.lower().replace(",", "x").split("x")
+    if len(parts) > 2 or not all(p.strip().isdigit() and int(p) > 0 for p in parts):
+        raise click.BadParameter(f"{text!r} is not a size like 224 or 480x640")
+    return int(parts[0]) if len(parts) == 1 else (int(parts[0]), int(parts[1]))
+
+
+HELP = {
+    "data": "Inputs: .npz, .npy, a folder of them, of images or of .pb files, FILE.py:FUNC, or random.",
+    "samples": "Feeds to use at most.",
+    "input_shape": "Sizes of a dynamic input, for random feeds. May be repeated.",
+    "size": "Size that images are brought to (else the model's).",
+    "mean": "Mean that is subtracted from pixels.",
+    "std": "Deviation that pixels are divided by.",
+    "layout": "Axis order (else the model's).",
+    "scale": "Factor on pixels before mean and deviation; 1/255 unless told.",
+    "preprocess": "Turns a file's path into an array or a dict of arrays.",
+}
+
+
+def data_options(command: F) -> F:
+    """Where feeds come from."""
+    options = (
+        click.option("--data", metavar="SRC", help=HELP["data"]),
+        click.option("--samples", type=click.IntRange(1), metavar="N", help=HELP["samples"]),
+        click.option("--input-shape", multiple=True, metavar="NAME:1,3,224,224", help=HELP["input_shape"]),
+        click.option("--image-size", metavar="N|HxW", help=HELP["size"]),
+        click.option("--image-mean", metavar="R,G,B", help=HELP["mean"]),
+        click.option("--image-std", metavar="R,G,B", help=HELP["std"]),
+        click.option("--image-layout", type=click.Choice(["nchw", "nhwc"]), help=HELP["layout"]),
+        click.option("--image-scale", type=float, metavar="X", help=HELP["scale"]),
+        click.option("--preprocess", metavar="FILE.py:FUNC", help=HELP["preprocess"]),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def read_data_options(values: dict[str, Any]) -> dict[str, Any]:
+    """The parsed form of `data_options` in a command's keyword arguments."""
+    read = dict(values)
+    if "input_shape" in read:
+        read["input_shape"] = dict(shape(text) for text in read["input_shape"])
+    for key in ("image_mean", "image_std"):
+        if key in read:
+            read[key] = numbers(read[key])
+    if "image_size" in read:
+        read["image_size"] = image_size(read["image_size"])
+    return read
+
+
+def threads_option(command: F) -> F:
+    """Threads of timed sessions."""
+    text = "Threads of ONNX Runtime; 0: one a core."
+    return click.option("--threads", type=click.IntRange(0), default=1, show_default=True, metavar="N", help=text)(
+        command
+    )
+
+
+def voice_options(command: F) -> F:
+    """-q and -v."""
+    command = click.option("-v", "--verbose", is_flag=True, help="More: every refusal, and tracebacks of errors.")(
+        command
+    )
+    return click.option("-q", "--quiet", is_flag=True, help="Nothing but errors.")(command)

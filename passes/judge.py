@@ -1,0 +1,149 @@
+"""How far a candidate is from the original: SQNR on the check feeds, and the drop that the user's limit is about.
+
+The metric is the user's own code and usually the dearest thing in a run, so it is called only for candidates whose
+SQNR leaves hope, and once for each content.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..ir.errors import DataError
+from ..runtime.session import Session
+from .budget import EXACT_DB, TIES_DB, Allowance, Limits, Spent, noise
+
+if TYPE_CHECKING:
+    from ..ir import Model
+    from ..runtime.numerics import Numerics
+
+Feed = Mapping[str, np.ndarray]
+Metric = Callable[[Callable[[Feed], dict[str, np.ndarray]]], float]
+HOPELESS_DB = 3.0
+"""Below this half of the output's power is noise: no metric is asked."""
+SLACK = 1e-9
+"""Comparison of a drop with its limit, against rounding in the subtraction of two accuracies."""
+
+
+class Judge:
+    """Numerics, metric and limits of one run. Raises DataError when the metric fails on the original."""
+
+    def __init__(self, reference: Any, limits: Limits, metric: Metric | None = None, threads: int = 1):
+        self.limits = limits
+        self.metric = metric
+        self._reference = reference
+        self._threads = threads
+        self._scores: dict[str, float] = {}
+        self.metric_before: float | None = None
+        self.failed = ""
+        self._own_noise: dict[str, float] | None = None
+        self._recent: list[tuple[Model, Session]] = []
+
+    def baseline(self, model: Any) -> None:
+        """Evaluate the metric on the original."""
+        if self.metric is None:
+            return
+        self.metric_before = self._evaluate(model)
+        if self.limits.max_drop is not None and self.metric_before == 0:
+            raise DataError("the metric of the original model is 0, so that a relative --max-drop means nothing")
+
+    def session(self, model: Any) -> Session:
+        """A session of the original or of a candidate; those of the last two candidates are kept.
+
+        Making one costs a serialisation and a second copy of the weights, and a candidate is run, scored and timed.
+        """
+        if model is self._reference.model:
+            return self._reference.session
+        for known, session in self._recent:
+            if known is model:
+                return session
+        session = Session(model, threads=self._threads)
+        self._recent = [(model, session), *self._recent[:1]]
+        return session
+
+    def release(self) -> None:
+        """Let the sessions of candidates go."""
+        self._recent = []
+
+    def numerics(self, model: Model) -> Numerics:
+        """The candidate's outputs beside the original's on the check feeds."""
+        return self._reference.compare(self.session(model))
+
+    def score(self, model: Model) -> float | None:
+        """The candidate's metric; None without one, NaN when the metric cannot cope with the candidate."""
+        if self.metric is None:
+            return None
+        key = self.session(model).digest
+        if key not in self._scores:
+            try:
+                self._scores[key] = self._evaluate(model)
+            except DataError as e:
+                self.failed = str(e)
+                self._scores[key] = math.nan
+        return self._scores[key]
+
+    def drop(self, model: Model, numerics: Numerics) -> float:
+        """How much worse than the original, as `--max-drop` counts it (negative when better)."""
+        score = self.score(model)
+        if score is not None and self.metric_before:
+            return (self.metric_before - score) / abs(self.metric_before)
+        return numerics.drop
+
+    def spent(self, model: Model, numerics: Numerics | None) -> Spent:
+        """Where a model is; the metric is asked only when a limit hangs on it."""
+        if numerics is None:
+            return Spent()
+        drop = self.drop(model, numerics) if self.limits.max_drop is not None else 0.0
+        return Spent(numerics.min_sqnr, max(0.0, drop))
+
+    def reasons(self, model: Model, numerics: Numerics, allowed: Allowance) -> tuple[str, ...]:
+        """Why the candidate is more than allowed; cheapest first, and only the first."""
+        sqnr = numerics.min_sqnr
+        if allowed.sqnr_db is not None and not sqnr >= allowed.sqnr_db:
+            return (f"SQNR {sqnr:.1f} dB is below the {allowed.sqnr_db:.1f} dB left for it",)
+        if allowed.drop is None:
+            return ()
+        if not sqnr >= HOPELESS_DB and self.metric is not None:
+            return (f"SQNR {sqnr:.1f} dB: the output is mostly noise, so the metric was not asked",)
+        drop = self.drop(model, numerics)
+        if math.isnan(drop):
+            return (self.failed or f"{self.drop_name} is not a number",)
+        if not drop <= allowed.drop + SLACK:
+            return (f"{self.drop_name} {drop:.2%} is above the {allowed.drop:.2%} left for it",)
+        return ()
+
+    def exact_reasons(self, numerics: Numerics, before: Spent) -> tuple[str, ...]:
+        """Why a pass that promised to be exact was not: more noise than rounding on top of what was there."""
+        for output in numerics.outputs:
+            added = noise(EXACT_DB if output.exact is None else TIES_DB)
+            most = 1.05 * noise(before.sqnr_db) + added
+            if noise(output.sqnr_db) > most and noise(output.sqnr_db) > most + self._rounding(output.name):
+                return (f"it should be exact, but took output {output.name!r} to SQNR {output.sqnr_db:.1f} dB",)
+        return ()
+
+    def _rounding(self, name: str) -> float:
+        """Ten times the noise that ONNX Runtime's own rewriting of the original makes in an output.
+
+        Some outputs are hardly more than rounding (a detector that sees nothing, a difference of large numbers).
+        """
+        if self._own_noise is None:
+            plain = Session(self._reference.model, threads=self._threads, optimize=False)
+            self._own_noise = {o.name: noise(o.sqnr_db) for o in self._reference.compare(plain).outputs}
+        return 10 * self._own_noise.get(name, 0.0)
+
+    @property
+    def drop_name(self) -> str:
+        """What `--max-drop` is about in this run."""
+        return "metric drop" if self.metric is not None else "output change"
+
+    def _evaluate(self, model: Any) -> float:
+        try:
+            value = float(self.metric(self.session(model).run))  # type: ignore[misc]
+        except Exception as e:  # the user's code
+            raise DataError(f"the metric failed: {type(e).__name__}: {' '.join(str(e).split())}") from e
+        if math.isnan(value):
+            raise DataError("the metric returned NaN")
+        return value

@@ -1,0 +1,100 @@
+"""Whether a change pays: time in turns against the model before it, and size.
+
+Every timing goes through the run's `Timings`, so that a run can be repeated to the byte. A model counts as slower
+only when two measurements say so, beyond the noise of one; on a target that is not this machine, time has no say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..ir import cost, shapes
+from ..runtime import latency
+from .base import Context
+
+if TYPE_CHECKING:
+    from ..ir import Model
+    from ..ir.cost import Cost
+    from ..runtime.latency import Latency
+
+NOISE = 0.05
+"""Medians of pairs on a shared machine repeat to a few percent."""
+GROWTH = 0.01
+"""Growth of a file that a new name or node explains; `simplify` may add a few hundred bytes."""
+SMALL = 1024
+
+
+@dataclass
+class Pace:
+    """Latency and size of the models of one run, on one feed. session: makes (or has) the session of a model."""
+
+    ctx: Context
+    feed: Mapping[str, np.ndarray]
+    session: Callable[[Any], Any] = lambda model: model
+
+    def compare(self, before: Any, after: Any) -> Latency:
+        """Time both in turns."""
+        pair = (self.session(before), self.session(after))
+        return latency.compare(*pair, self.feed, threads=self.ctx.threads, timings=self.ctx.timings)
+
+    def judge(self, before: Any, after: Model) -> tuple[Latency, str]:
+        """The timing, and what speaks against the change ("" when it pays or costs nothing)."""
+        timing = self.compare(before, after)
+        if not self.ctx.target.native:
+            return timing, ""
+        if timing.speedup < 1 - NOISE:
+            timing = self._again(before, after, timing)
+            if timing.speedup < 1 - NOISE:
+                return (
+                    timing,
+                    f"it runs at {timing.speedup:.2f}x the speed ({timing.before_ms:.3g} -> {timing.after_ms:.3g} ms)",
+                )
+        return timing, self._grown(before, after, timing)
+
+    def cost(self, model: Model) -> Cost:
+        """Cost of a model, for one sample, with sizes that are open taken from the feed."""
+        return cost.of(model, sizes(model, self.feed))
+
+    def _again(self, before: Any, after: Any, first: Latency) -> Latency:
+        """A second measurement, in the other order, so that it is not the recorded first; the better of the two."""
+        other = self.compare(after, before)
+        turned = replace(other, before_ms=other.after_ms, after_ms=other.before_ms, speedup=1 / other.speedup)
+        return max(first, turned, key=lambda t: t.speedup)
+
+    def _grown(self, before: Any, after: Model, timing: Latency) -> str:
+        old, new = _bytes(before), _bytes(after)
+        if new <= old * (1 + GROWTH) + SMALL or timing.speedup > 1 + NOISE:
+            return ""
+        return f"it grows from {old:,} to {new:,} bytes and is not faster ({timing.speedup:.2f}x)"
+
+
+def sizes(model: Model, feed: Mapping[str, np.ndarray]) -> Mapping[str, tuple[int, ...]] | None:
+    """Shapes that the feed gives to the tensors of a model with open sizes; None where only the batch is open.
+
+    The batch of the feed is cut to one sample where the model leaves it open, so that costs are those of one.
+    """
+    if not _open_sizes(model):
+        return None
+    from ..runtime import probe
+
+    batch = {t.name for t in model.inputs if t.shape and not isinstance(t.shape[0], int)}
+    return probe.shapes(model, {k: v[:1] if k in batch else v for k, v in feed.items()})
+
+
+def _bytes(model: Any) -> int:
+    """Size of a model, or of a model's file."""
+    from ..ir import Model
+    from .report import file_bytes
+
+    return cost.of(model).bytes if isinstance(model, Model) else file_bytes(model)
+
+
+def _open_sizes(model: Model) -> bool:
+    """Whether shape inference leaves more than the batch open anywhere in the main graph."""
+    made = (t for node in model.graph.nodes for t in node.outputs if t.name)
+    found = (shapes.of(t) for t in (*model.inputs, *made))
+    return any(s is None or any(not isinstance(d, int) for d in s[1:]) for s in found)

@@ -1,0 +1,149 @@
+"""A measured run: every pass beside the original, within its allowance, kept only where it pays.
+
+This is the pipeline of the command line. For each pass: a copy, the pass (a lossy one through the solver), order,
+shapes, verification, numerics on the check feeds, timing, and then it is kept or rolled back with the reason. At the
+end the whole is held against the original once more, and steps are undone from the last until it is no worse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from .base import Context, LossyPass, Pass
+from .budget import LOSSLESS_DB, Allowance, Spent, allowance
+from .judge import Judge
+from .pace import Pace
+from .pipeline import Event, Observer, following
+from .solver import Solver
+from .transaction import Step, Stopwatch, Trial, attempt, failure, is_users, peak_mb
+
+if TYPE_CHECKING:
+    from ..ir import Model
+    from ..ir.cost import Cost
+    from ..runtime.latency import Latency
+    from ..runtime.numerics import Numerics
+
+
+@dataclass
+class Run:
+    """The state of a run: the model so far, what was done, and the models before each kept step.
+
+    strict: raise PassError when a pass fails, instead of going on with the model before it.
+    """
+
+    model: Model
+    ctx: Context
+    judge: Judge
+    pace: Pace
+    observers: tuple[Observer, ...] = ()
+    strict: bool = False
+    steps: list[Step] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    numerics: Numerics | None = None
+    _history: list[tuple[Step, Model, Numerics | None]] = field(default_factory=list)
+    _heard: list[str] = field(default_factory=list)
+
+    def go(self, passes: Sequence[tuple[Pass, bool]]) -> None:
+        """Run the passes (with whether each was added by `arrange`). What fails is rolled back and told."""
+        self.ctx = replace(self.ctx, on_note=self.note)
+        for k, (p, automatic) in enumerate(passes):
+            later = [q for q, _ in passes[k + 1 :]]
+            step = self._step(p, later)
+            step.automatic = automatic
+            self.steps.append(step)
+            self._tell(Event("done", self.model, p, step))
+            if k == 0 and not isinstance(p, LossyPass):
+                self.ctx = replace(self.ctx, original=self.model)
+
+    def note(self, text: str) -> None:
+        """Keep a line for the report and show it once."""
+        self._heard.append(text)
+        if text not in self.notes:
+            self.notes.append(text)
+            self._tell(Event("note", self.model, text=text))
+
+    def settle(self, original: Model) -> tuple[Latency, tuple[str, ...]]:
+        """Hold the result against the original; undo steps from the last while it is slower, bigger or over a limit.
+
+        Returns the final timing and the limits that even the original misses (none, usually).
+        """
+        while True:
+            latency, trouble = self.pace.judge(original, self.model) if self._history else (None, "")
+            broken = self._over_limits()
+            if not (trouble or broken) or not self._history:
+                return latency or self.pace.compare(original, self.model), broken
+            step, self.model, self.numerics = self._history.pop()
+            step.kept, step.after = False, step.before
+            step.reason = f"rolled back at the end: {trouble or broken[0]}"
+            self.note(f"{step.p.name}: {step.reason}")
+
+    def cost(self, model: Model) -> Cost:
+        """Cost with the sizes that the check feeds give to dynamic dimensions."""
+        return self.pace.cost(model)
+
+    def _over_limits(self) -> tuple[str, ...]:
+        limits = self.judge.limits
+        if not limits.given or self.numerics is None:
+            return ()
+        return self.judge.reasons(self.model, self.numerics, Allowance(limits.min_sqnr, limits.max_drop))
+
+    def _step(self, p: Pass, later: Sequence[Pass]) -> Step:
+        self._tell(Event("start", self.model, p))
+        self._heard = []
+        watch, before = Stopwatch(), self.cost(self.model)
+        step = Step(p, before, before, numerics=self.numerics)
+        try:
+            self._work(p, later, step)
+        except Exception as e:
+            if is_users(e):
+                raise
+            error = failure(p, [s.p for s in self.steps], e)
+            if self.strict:
+                raise error from e
+            step.error, step.reason = str(error), "rolled back: it failed"
+            step.cause = e
+        step.seconds, step.peak_mb, step.notes = watch.seconds(), peak_mb(), tuple(self._heard)
+        return step
+
+    def _work(self, p: Pass, later: Sequence[Pass], step: Step) -> None:
+        ctx = following(self.ctx, later)
+        trial = self._lossy(p, later, ctx, step) if isinstance(p, LossyPass) else self._exact(p, ctx, step)
+        if trial is None:
+            return
+        self._history.append((step, self.model, self.numerics))
+        self.model, self.numerics = trial.model, trial.numerics
+        step.kept, step.result, step.numerics = True, trial.result, trial.numerics
+        step.strength, step.latency, step.after = trial.strength, trial.latency, self.cost(self.model)
+
+    def _exact(self, p: Pass, ctx: Context, step: Step) -> Trial | None:
+        trial = attempt(self.model, lambda m: p.run(m, ctx), self.judge)
+        step.result = trial.result
+        if not trial.result.changed:
+            return None
+        if trial.numerics is not None:
+            before = Spent() if self.numerics is None else Spent(self.numerics.min_sqnr)
+            trial.reasons = self.judge.exact_reasons(trial.numerics, before)
+        if trial.reasons:
+            step.reason = f"rolled back: {trial.reasons[0]}"
+            return None
+        return trial
+
+    def _lossy(self, p: LossyPass, later: Sequence[Pass], ctx: Context, step: Step) -> Trial | None:
+        spent = self.judge.spent(self.model, self.numerics)
+        real = ctx.source != "random" or self.judge.metric is not None
+        allowed = allowance(p, later, spent, self.judge.limits, real)
+        outcome = Solver(p, self.model, ctx, self.judge, self.pace, allowed).solve()
+        step.reason, step.tried = outcome.reason, tuple(outcome.tried)
+        if outcome.result is not None:
+            step.result = outcome.result
+        if outcome.reason and allowed.sqnr_db == LOSSLESS_DB:
+            step.reason += "; without real data (--data) only lossless changes are made"
+        if step.reason:
+            self.note(f"{p.name}: {step.reason}")
+        return outcome.trial
+
+    def _tell(self, event: Event) -> None:
+        for observer in self.observers:
+            observer(event)

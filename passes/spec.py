@@ -1,0 +1,235 @@
+"""The text form of passes, both ways: `prune:ratio=0.3,lowrank:energy=0.98` and the frozen dataclasses.
+
+Nothing about a pass is written twice: its options, their types, defaults and help are read off the dataclass. A field
+may carry `metadata={"help": ..., "choices": (...), "min": ..., "max": ...}`; what the dataclass itself refuses
+(`__post_init__` raising ValueError or OptionError) is told with the name of the pass.
+"""
+
+from __future__ import annotations
+
+import builtins
+import inspect
+import sys
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, fields
+from typing import Any, Literal, Union
+
+from ..ir.errors import OptionError
+from .base import Pass
+from .registry import Registry, nearest, registry
+
+TRUE, FALSE, NOTHING = ("true", "yes", "on", "1"), ("false", "no", "off", "0"), ("none", "null")
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a pass, as help and messages show it."""
+
+    name: str
+    kind: str
+    default: Any
+    help: str = ""
+    choices: tuple[Any, ...] = ()
+
+
+def parse(text: str, known: Registry | None = None) -> tuple[Pass, ...]:
+    """Passes of `name:key=value:key=value,name2`. Raises OptionError naming the part that is wrong."""
+    parts = [part.strip() for part in text.split(",")]
+    if not any(parts):
+        raise OptionError("no pass is named; `onnxslim passes` lists them")
+    if not all(parts):
+        raise OptionError(f"empty pass name in {text!r}; passes are joined by single commas")
+    return tuple(_one(part, known or registry()) for part in parts)
+
+
+def build(name: str, values: Mapping[str, Any], known: Registry | None = None) -> Pass:
+    """The pass `name` with these options; texts are read by the type of the field."""
+    cls = (known or registry()).get(name)
+    table = {f.name: f for f in fields(cls) if f.init}
+    read = {}
+    for key, value in values.items():
+        key = key.replace("-", "_")
+        if key not in table:
+            raise OptionError(f"pass {name!r} has no option {key!r}{nearest(key, table)}")
+        read[key] = _value(cls, table[key], value)
+    try:
+        return cls(**read)
+    except (ValueError, TypeError, OptionError) as e:
+        raise OptionError(f"pass {name!r}: {e}") from None
+
+
+def show(passes: Pass | Iterable[Pass]) -> str:
+    """The text that `parse` reads back: options that differ from their defaults, in the order of the fields."""
+    several = (passes,) if isinstance(passes, Pass) else passes
+    return ",".join(_show_one(p) for p in several)
+
+
+def chosen(p: Pass) -> dict[str, Any]:
+    """Every option of a pass and its value, JSON-ready, for the report."""
+    return {f.name: _plain(getattr(p, f.name)) for f in fields(p) if f.init}
+
+
+def options(cls: type[Pass]) -> tuple[Option, ...]:
+    """What may be set on a pass."""
+    return tuple(_option(cls, f) for f in fields(cls) if f.init)
+
+
+def summary(cls: type[Pass]) -> str:
+    """The first paragraph of the docstring on one line."""
+    return " ".join((inspect.getdoc(cls) or "").split("\n\n")[0].split())
+
+
+def _one(part: str, known: Registry) -> Pass:
+    name, *settings = part.split(":")
+    values: dict[str, str] = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise OptionError(f"pass {name!r}: {setting!r} is not of the form key=value")
+        if key.strip() in values:
+            raise OptionError(f"pass {name!r}: option {key.strip()!r} is given twice")
+        values[key.strip()] = value.strip()
+    return build(name.strip(), values, known)
+
+
+def _value(cls: type[Pass], f: Field[Any], raw: Any) -> Any:
+    try:
+        value = _read(raw, _type(cls, f)) if isinstance(raw, str) else _check(raw, _type(cls, f))
+        _within(value, f.metadata)
+    except ValueError as e:
+        raise OptionError(f"pass {cls.name!r}: {f.name}={raw}: {e}") from None
+    return value
+
+
+def _read(text: str, kind: Any) -> Any:
+    """`text` as a value of the annotated type. Raises ValueError saying what was expected."""
+    if _is_union(kind):
+        return _read_union(text, typing.get_args(kind))
+    if typing.get_origin(kind) is Literal:
+        return _read_literal(text, typing.get_args(kind))
+    if typing.get_origin(kind) in (tuple, list, Sequence) or kind in (tuple, list):
+        inner = next((a for a in typing.get_args(kind) if a is not Ellipsis), str)
+        return tuple(_read(part, inner) for part in text.split("+") if part)
+    if kind is bool:
+        return _read_bool(text)
+    if kind in (int, float):
+        return _read_number(text, kind)
+    return text
+
+
+def _read_union(text: str, members: tuple[Any, ...]) -> Any:
+    if type(None) in members and text.lower() in NOTHING:
+        return None
+    for member in sorted((m for m in members if m is not type(None)), key=lambda m: m is str):
+        try:
+            return _read(text, member)
+        except ValueError as e:
+            reason = e
+    raise reason
+
+
+def _read_literal(text: str, members: tuple[Any, ...]) -> Any:
+    for member in members:
+        if str(member) == text:
+            return member
+    raise ValueError(f"expected one of {', '.join(map(str, members))}")
+
+
+def _read_bool(text: str) -> bool:
+    if text.lower() in TRUE:
+        return True
+    if text.lower() in FALSE:
+        return False
+    raise ValueError("expected true or false")
+
+
+def _read_number(text: str, kind: type) -> Any:
+    percent = kind is float and text.endswith("%")
+    try:
+        value = kind(text[:-1]) / 100 if percent else kind(text)
+    except ValueError:
+        raise ValueError(f"expected {'a whole number' if kind is int else 'a number'}") from None
+    if value != value:
+        raise ValueError("expected a number")
+    return value
+
+
+def _check(value: Any, kind: Any) -> Any:
+    """A value that is not text (from TOML or Python), taken as it is where the type allows it."""
+    members = typing.get_args(kind) if _is_union(kind) else (kind,)
+    if isinstance(value, list):
+        return tuple(value)
+    simple = tuple(m for m in members if isinstance(m, type))
+    if float in simple and isinstance(value, int) and not isinstance(value, bool) and int not in simple:
+        return float(value)
+    if simple and len(simple) == len(members):
+        wrong = isinstance(value, bool) and bool not in simple
+        if wrong or not isinstance(value, simple):
+            raise ValueError(f"expected {_name(kind)}")
+    return value
+
+
+def _within(value: Any, limits: Mapping[str, Any]) -> None:
+    choices = limits.get("choices")
+    if choices and value is not None and value not in choices:
+        raise ValueError(f"expected one of {', '.join(map(str, choices))}")
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        low, high = limits.get("min"), limits.get("max")
+        if (low is not None and value < low) or (high is not None and value > high):
+            raise ValueError(f"expected a value between {'-inf' if low is None else low} and {high or 'inf'}")
+
+
+def _type(cls: type, f: Field[Any]) -> Any:
+    """The annotation of a field, evaluated where its class was written; `str` where it cannot be."""
+    if not isinstance(f.type, str):
+        return f.type
+    owner = next((c for c in cls.__mro__ if f.name in inspect.get_annotations(c)), cls)
+    scope = {**vars(builtins), **vars(typing), **vars(sys.modules[owner.__module__])}
+    try:
+        return eval(f.type, scope)  # the text of our own annotation, not of a user
+    except (NameError, TypeError, SyntaxError):
+        return str if f.default is MISSING or f.default is None else type(f.default)
+
+
+def _option(cls: type[Pass], f: Field[Any]) -> Option:
+    kind = _type(cls, f)
+    literal = typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
+    default = f.default if f.default is not MISSING else None
+    return Option(f.name, _name(kind), default, f.metadata.get("help", ""), tuple(f.metadata.get("choices", literal)))
+
+
+def _name(kind: Any) -> str:
+    if _is_union(kind):
+        return " | ".join(_name(m) for m in typing.get_args(kind))
+    if typing.get_origin(kind) is Literal:
+        return " | ".join(map(str, typing.get_args(kind)))
+    return "none" if kind is type(None) else getattr(kind, "__name__", str(kind))
+
+
+def _is_union(kind: Any) -> bool:
+    return typing.get_origin(kind) in (Union, types.UnionType)
+
+
+def _show_one(p: Pass) -> str:
+    parts = [p.name]
+    for f in fields(p):
+        value = getattr(p, f.name)
+        if f.init and (f.default is MISSING or value != f.default):
+            parts.append(f"{f.name}={_text(value)}")
+    return ":".join(parts)
+
+
+def _text(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (tuple, list, frozenset, set)):
+        return "+".join(_text(v) for v in (sorted(value) if isinstance(value, (set, frozenset)) else value))
+    return repr(value) if isinstance(value, float) else str(value)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (tuple, list, set, frozenset)):
+        return [_plain(v) for v in (sorted(value) if isinstance(value, (set, frozenset)) else value)]
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)

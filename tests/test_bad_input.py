@@ -1,0 +1,255 @@
+"""Whatever is handed in wrong: exit code, one line that names the thing, nothing written, the input untouched."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import toys
+from commands import onnxslim, snapshot
+from onnx import TensorProto, helper
+
+
+@pytest.fixture
+def room(tmp_path: Path) -> Path:
+    """A folder with a sound model and sound data."""
+    toys.write(tmp_path / "m.onnx")
+    np.savez(tmp_path / "d.npz", x=np.random.default_rng(0).standard_normal((8, 16)).astype(np.float32))
+    return tmp_path
+
+
+def refused(capsys, room: Path, *arguments, code: int = 1, says: str = "") -> str:
+    """Run, and hold that it was refused as promised; returns the line."""
+    before = snapshot(room)
+    done = onnxslim(capsys, *arguments)
+    assert done.code == code, done.err
+    assert snapshot(room) == before, "something was written"
+    assert done.out == ""
+    assert len(done.errors) == 1, done.err
+    if code == 1:
+        assert len(done.err.splitlines()) == 1, done.err
+    assert "Traceback" not in done.err
+    for word in says.split("|"):
+        assert word in done.errors[0], done.errors[0]
+    return done.errors[0]
+
+
+def png() -> bytes:
+    """A small valid picture."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
+
+    head = b"\0\0\0\x01\0\0\0\x01\x08\0\0\0\0"
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0\0")) + chunk(b"IEND", b"")
+
+
+def broken(kind: str) -> bytes:
+    """A model file with one thing wrong."""
+    proto = toys.network()
+    if kind == "png":
+        return png()
+    if kind == "empty":
+        return b""
+    if kind == "truncated":
+        return proto.SerializeToString()[:-200]
+    if kind == "opset":
+        proto.opset_import[0].version = 9999
+    if kind == "domain":
+        proto.graph.node[0].domain = "com.nobody"
+        proto.opset_import.append(helper.make_opsetid("com.nobody", 1))
+    if kind == "operator":
+        proto.graph.node[0].op_type = "MatMull"
+    if kind == "cycle":
+        proto.graph.node[0].input[0] = "h0"
+    return proto.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("png", "bad.onnx|not an ONNX model"),
+        ("empty", "bad.onnx|empty"),
+        ("truncated", "bad.onnx"),
+        ("opset", "9999"),
+        ("domain", "com.nobody"),
+        ("operator", "MatMull"),
+        ("cycle", "cycle"),
+    ],
+)
+@pytest.mark.parametrize("passes", ["fold", "fold,lowrank"])
+def test_a_bad_model(capsys, room, kind, says, passes):
+    (room / "bad.onnx").write_bytes(broken(kind))
+    refused(capsys, room, "opt", room / "bad.onnx", "-o", room / "out.onnx", "-p", passes, says=says)
+
+
+@pytest.mark.parametrize("command", ["opt", "inspect", "bench"])
+def test_a_missing_model(capsys, room, command):
+    refused(capsys, room, command, room / "absent.onnx", says="no such file|absent.onnx")
+
+
+def test_a_folder_for_a_model(capsys, room):
+    refused(capsys, room, "opt", room, "-o", room / "out.onnx", says=str(room))
+
+
+DATA = {
+    "name": (lambda f: {"y": f["x"], "z": f["x"]}, "lacks input 'x'"),
+    "extra": (lambda f: {**f, "label": f["x"]}, "'label'|no input"),
+    "shape": (lambda f: {"x": f["x"][:, :9]}, "shape [8, 9]"),
+    "rank": (lambda f: {"x": f["x"][0]}, "shape [16]"),
+    "type": (lambda f: {"x": f["x"].astype(np.int64)}, "int64|float32"),
+    "nan": (lambda f: {"x": np.full_like(f["x"], np.nan)}, "NaN"),
+    "infinite": (lambda f: {"x": np.full_like(f["x"], np.inf)}, "infinite"),
+    "none": (lambda f: None, "NoneType"),
+}
+
+
+@pytest.mark.parametrize("kind", DATA)
+def test_bad_feeds(capsys, room, kind, monkeypatch):
+    change, says = DATA[kind]
+    np.save(room / "x.npy", toys.feeds(4)[0]["x"])
+    (room / "data.py").write_text("def feeds():\n    return FEEDS\n")
+    good = toys.feeds(6)
+    from onnxslim_opt.runtime import functions
+
+    monkeypatch.setattr(
+        functions,
+        "_execute",
+        lambda path, spec: type("M", (), {"feeds": staticmethod(lambda: [*good, change(good[0])])}),
+    )
+    arguments = ("opt", room / "m.onnx", "-o", room / "out.onnx", "-p", "fold", "--data", f"{room}/data.py:feeds")
+    refused(capsys, room, *arguments, says=says)
+
+
+def test_an_empty_folder_of_data(capsys, room):
+    (room / "empty").mkdir()
+    refused(capsys, room, "opt", room / "m.onnx", "-p", "fold", "--data", room / "empty", says="empty")
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        ("absent.npz", "absent.npz|does not exist"),
+        ("m.onnx", "m.onnx"),
+        ("data.py:nothing", "data.py|nothing"),
+        ("absent.py:f", "absent.py"),
+        ("data.py:raises", "ZeroDivisionError"),
+        ("data.py:empty", "empty"),
+        ("data.py", "data.py"),
+    ],
+)
+def test_bad_data_sources(capsys, room, data, says):
+    (room / "data.py").write_text("def raises():\n    yield {}[1/0]\ndef empty():\n    return []\n")
+    refused(capsys, room, "opt", room / "m.onnx", "-p", "fold", "--data", room / data, says=says)
+
+
+@pytest.mark.parametrize(
+    ("metric", "says"),
+    [
+        ("absent.py:f", "absent.py"),
+        ("metric.py:g", "'g'"),
+        ("metric.py", "FILE.py:FUNC"),
+        ("metric.py:f", "metric failed|KeyError"),
+    ],
+)
+def test_bad_metrics(capsys, room, metric, says):
+    (room / "metric.py").write_text("def f(run):\n    return {}['nothing']\n")
+    refused(capsys, room, "opt", room / "m.onnx", "-p", "fold", "--metric", room / metric, says=says)
+
+
+@pytest.mark.parametrize(
+    ("passes", "says"),
+    [
+        ("flod", "unknown pass 'flod'|did you mean 'fold'|known:"),
+        ("fold:grwth=1", "no option 'grwth'|did you mean 'growth'"),
+        ("fold:growth=lots", "growth=lots|expected a number"),
+        ("prune:ratio=7", "prune|ratio"),
+        ("prune:ratio=-1", "prune|ratio"),
+        ("prune:ratio=0.3:macs=0.3", "prune"),
+        ("lowrank:energy=2", "lowrank|energy"),
+        ("quant:calibrate=guess", "quant|calibrate"),
+        ("fold,,fold", "empty pass name"),
+        ("", "no pass is named"),
+    ],
+)
+def test_bad_passes(capsys, room, passes, says):
+    refused(capsys, room, "opt", room / "m.onnx", "-o", room / "out.onnx", "-p", passes, says=says)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "says", "code"),
+    [
+        ("--max-drop", "2", "max_drop", 1),
+        ("--max-drop", "some", "max_drop", 1),
+        ("--target", "toaster", "toaster", 1),
+        ("--exclude", "(", "regular expression", 1),
+        ("--input-shape", "y:1,16", "'y'", 1),
+        ("--recipe", "absent.toml", "absent.toml", 1),
+        ("--seed", "x", "--seed", 2),
+        ("--samples", "0", "--samples", 2),
+        ("--memory", "0", "--memory", 2),
+        ("--input-shape", "x", "NAME:1,3,224,224", 2),
+        ("--image-size", "big", "big", 2),
+        ("--nonsense", "1", "--nonsense", 2),
+    ],
+)
+def test_bad_options(capsys, room, option, value, says, code):
+    arguments = ("opt", room / "m.onnx", "-o", room / "out.onnx", "-p", "fold", option, value)
+    refused(capsys, room, *arguments, says=says, code=code)
+
+
+def test_an_unwritable_output_is_seen_before_the_work(capsys, room, monkeypatch):
+    def never(*arguments, **options):
+        raise AssertionError("the work began")
+
+    monkeypatch.setattr("onnxslim_opt.passes.optimize.prepare", never)
+    (room / "file").touch()
+    (room / "folder.onnx").mkdir()
+    for out, says in (
+        ("absent/out.onnx", "no folder"),
+        ("file/out.onnx", "cannot write"),
+        ("folder.onnx", "it is a folder"),
+    ):
+        refused(capsys, room, "opt", room / "m.onnx", "-o", room / out, "-p", "fold", says=says)
+    refused(capsys, room, "opt", room / "m.onnx", "-o", "/dev/null", "-p", "fold", says="no ordinary file")
+    refused(
+        capsys, room, "opt", room / "m.onnx", "-p", "fold", "--report", room / "absent" / "r.json", says="no folder"
+    )
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_the_right_to_write(capsys, room):
+    (room / "locked").mkdir(mode=0o555)
+    refused(capsys, room, "opt", room / "m.onnx", "-o", room / "locked" / "out.onnx", "-p", "fold", says="cannot write")
+
+
+def test_the_input_is_never_the_output(capsys, room):
+    (room / "link.onnx").symlink_to(room / "m.onnx")
+    os.link(room / "m.onnx", room / "hard.onnx")
+    for out in ("m.onnx", "link.onnx", "hard.onnx", "./sub/../m.onnx"):
+        (room / "sub").mkdir(exist_ok=True)
+        refused(capsys, room, "opt", room / "m.onnx", "-o", room / out, "-p", "fold", says="same file")
+        refused(capsys, room, room / "m.onnx", room / out, says="same file")
+    refused(capsys, room, "opt", room / "m.onnx", "-p", "fold", "--report", room / "m.onnx", says="same file")
+
+
+def test_external_data_outside_the_models_folder(capsys, room):
+    proto = toys.network()
+    (room / "secret").write_bytes(b"\0" * 4096)
+    (room / "inner").mkdir()
+    weight = next(t for t in proto.graph.initializer if t.name == "w0")
+    weight.ClearField("raw_data")
+    weight.data_location = TensorProto.EXTERNAL
+    weight.external_data.add(key="location", value="../secret")
+    onnx.save(proto, room / "inner" / "m.onnx")
+    refused(capsys, room, "opt", room / "inner" / "m.onnx", "-p", "fold", says="../secret")
+
+
+def test_an_unknown_command_and_no_arguments(capsys, room):
+    assert "Did you mean 'inspect'" in onnxslim(capsys, "inspct", "m").err
+    assert onnxslim(capsys, "inspct", "m").code == 2
+    assert onnxslim(capsys, "opt").code == 2

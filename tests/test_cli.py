@@ -1,0 +1,283 @@
+"""The command line: every command on small models, recipes, determinism, and what a stopped run leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import toys
+from commands import onnxslim, snapshot
+from onnxslim_opt.passes import registry
+
+TESTS = Path(__file__).resolve().parent
+
+
+@pytest.fixture
+def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a model, data and a metric; commands run in it."""
+    toys.write(tmp_path / "m.onnx", layers=4)
+    rows = np.concatenate([f["x"] for f in toys.feeds(4)])
+    np.savez(tmp_path / "d.npz", x=rows)
+    (tmp_path / "task.py").write_text(
+        "import numpy as np\n"
+        "X = np.load(__file__.replace('task.py', 'd.npz'))['x']\n"
+        "def data():\n    return [{'x': X[k:k + 4]} for k in range(0, len(X), 4)]\n"
+        "def metric(run):\n    return float(run({'x': X})['logits'].std())\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def toy_passes(monkeypatch):
+    """The toy passes beside the real ones."""
+    real = registry.registry()
+    known = registry.Registry({**real.passes, **registry.collect([("toys", toys)]).passes}, {})
+    for module in ("spec", "pipeline"):
+        monkeypatch.setattr(f"onnxslim_opt.passes.{module}.registry", lambda: known)
+
+
+def outputs(path: Path) -> np.ndarray:
+    """The model's output on a fixed input, by ONNX Runtime alone."""
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return session.run(None, toys.feeds(1)[0])[0]
+
+
+# ---------------------------------------------------------------- opt
+
+
+def test_opt_writes_beside_the_model_by_default(capsys, room):
+    done = onnxslim(capsys, "opt", "m.onnx", "-p", "fold,clean")
+    assert done.code == 0, done.err
+    np.testing.assert_allclose(outputs(room / "m.slim.onnx"), outputs(room / "m.onnx"), rtol=1e-5, atol=1e-6)
+    for word in ("file size", "latency (1 thread)", "fold", "clean", "done: m.slim.onnx"):
+        assert word in done.out, done.out
+    assert "Traceback" not in done.err
+
+
+def test_the_bare_form(capsys, room):
+    done = onnxslim(capsys, "m.onnx", "small.onnx")
+    assert done.code == 0, done.err
+    np.testing.assert_allclose(outputs(room / "small.onnx"), outputs(room / "m.onnx"), rtol=1e-5, atol=1e-6)
+    assert "simplify" in done.out
+
+
+def test_a_full_run_with_report(capsys, room, toy_passes):
+    data = ("--data", "task.py:data", "--metric", "task.py:metric", "--max-drop", "20%", "--min-sqnr", "12")
+    reports = ("--report", "r.json", "--report", "r.html")
+    done = onnxslim(capsys, "opt", "m.onnx", "-o", "o.onnx", "-p", "noise:amount=0.4", *data, *reports)
+    assert done.code == 0, done.err
+    told = json.loads((room / "r.json").read_text())
+    assert told["verdict"] == "ok"
+    assert told["command"]["data"] == f"{room}/task.py:data"
+    assert told["metric"]["after"] >= 0.8 * told["metric"]["before"]
+    assert told["numerics"]["outputs"][0]["sqnr_db"] >= 12
+    assert (room / "r.html").read_text().startswith("<!doctype html>")
+    assert "metric" in done.out
+
+
+def test_a_failing_pass_exits_3_with_the_best_model(capsys, room, toy_passes):
+    done = onnxslim(capsys, "opt", "m.onnx", "-o", "o.onnx", "-p", "rename,raises", "--report", "r.json")
+    assert done.code == 3
+    assert "a pass failed" in done.out
+    assert onnx.load(room / "o.onnx").graph.node[0].name == "new_matmul0"
+    assert json.loads((room / "r.json").read_text())["verdict"] == "pass_failed"
+    assert "Traceback" not in done.err
+    assert "Traceback" in onnxslim(capsys, "opt", "m.onnx", "-o", "o.onnx", "-p", "raises", "-v").err
+
+
+def test_no_data_is_said_loudly_and_once(capsys, room, toy_passes):
+    done = onnxslim(capsys, "opt", "m.onnx", "-o", "o.onnx", "-p", "noise", "--report", "r.json")
+    assert done.code == 0
+    assert done.err.count("NO REAL DATA") == 1
+    assert json.loads((room / "r.json").read_text())["numerics"]["source"] == "random"
+
+
+def test_quiet_says_nothing(capsys, room, toy_passes):
+    done = onnxslim(capsys, "opt", "m.onnx", "-o", "o.onnx", "-p", "noise", "-q")
+    assert (done.code, done.out, done.err) == (0, "", "")
+
+
+def test_dry_run_changes_nothing(capsys, room, toy_passes):
+    before = snapshot(room)
+    done = onnxslim(
+        capsys, "opt", "m.onnx", "-p", "noise:amount=0.1", "--data", "d.npz", "--dry-run", "--report", "r.json"
+    )
+    assert done.code == 0
+    assert "noise:amount=0.1" in done.out
+    assert "added" in done.out, "simplify runs first"
+    assert snapshot(room) == before
+
+
+def test_a_recipe_is_below_the_command_line(capsys, room, toy_passes):
+    (room / "r.toml").write_text('passes = "noise:amount=0.1"\ndata = "task.py:data"\nseed = 5\nthreads = 2\n')
+    done = onnxslim(capsys, "opt", "m.onnx", "-o", "o.onnx", "--recipe", "r.toml", "--seed", "0", "--report", "r.json")
+    assert done.code == 0, done.err
+    told = json.loads((room / "r.json").read_text())
+    assert told["command"] == {"passes": "noise:amount=0.1", "data": f"{room}/task.py:data", "threads": 2}
+    again = onnxslim(capsys, "opt", "m.onnx", "-o", "o2.onnx", "--recipe", "r.json")
+    assert again.code == 0, again.err
+    assert (room / "o2.onnx").read_bytes() == (room / "o.onnx").read_bytes()
+
+
+def test_the_same_timings_give_the_same_bytes(capsys, room):
+    for out in ("a.onnx", "b.onnx"):
+        arguments = (
+            "opt",
+            "m.onnx",
+            "-o",
+            out,
+            "-p",
+            "lowrank:rank=0.5,quant",
+            "--data",
+            "d.npz",
+            "--timings",
+            "t.json",
+        )
+        assert onnxslim(capsys, *arguments, "--report", f"{out}.json").code == 0
+    assert (room / "a.onnx").read_bytes() == (room / "b.onnx").read_bytes()
+    first, second = (json.loads((room / f"{n}.onnx.json").read_text()) for n in "ab")
+    assert first["latency"] == second["latency"]
+    assert [s["strength"] for s in first["steps"]] == [s["strength"] for s in second["steps"]]
+
+
+# ---------------------------------------------------------------- the other commands
+
+
+def test_help_is_fast():
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-m", "onnxslim_opt", "--help"], capture_output=True, text=True, cwd=TESTS)
+    assert time.perf_counter() - start < 2.0, "half a second on a quiet machine"
+    assert done.returncode == 0
+    assert "opt" in done.stdout and "IN OUT" in done.stdout
+
+
+def test_inspect(capsys, room):
+    done = onnxslim(capsys, "inspect", "m.onnx")
+    assert done.code == 0, done.err
+    for word in ("x: float32[N,16]", "MatMul", "parameters", "MACs", "latency", "ai.onnx 17"):
+        assert word in done.out, done.out
+    row = next(line for line in done.out.splitlines() if line.startswith("MatMul"))
+    assert row.split()[1:] == ["4", "848", "848"], "16*16*3 + 16*5, for one row"
+
+
+def test_compare_names_the_first_divergence(capsys, room):
+    proto = onnx.load("m.onnx")
+    weight = next(t for t in proto.graph.initializer if t.name == "w2")
+    weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * 1.1, "w2"))
+    onnx.save(proto, "other.onnx")
+    done = onnxslim(capsys, "compare", "m.onnx", "other.onnx", "--data", "d.npz")
+    assert done.code == 0, done.err
+    names = [line.split()[0] for line in done.out.splitlines() if line.strip()]
+    assert names[names.index("tensor") + 1] == "m2", done.out
+    assert "logits" in names
+    same = onnxslim(capsys, "compare", "m.onnx", "m.onnx")
+    assert "0 differ" in same.out and "exact" in same.out
+
+
+def test_bench(capsys, room):
+    done = onnxslim(capsys, "bench", "m.onnx", "m.onnx", "--seconds", "0.2")
+    assert done.code == 0, done.err
+    assert done.out.count("1.00x") == 2, "the same content is the same speed"
+
+
+def test_passes(capsys):
+    done = onnxslim(capsys, "passes")
+    assert done.code == 0
+    for name in registry.registry().passes:
+        assert name in done.out
+    one = onnxslim(capsys, "passes", "fold")
+    assert "growth" in one.out and "float" in one.out
+    wrong = onnxslim(capsys, "passes", "flod")
+    assert wrong.code == 1 and "did you mean 'fold'" in wrong.err
+
+
+def test_zoo(capsys, room):
+    assert "digits_resnet" in onnxslim(capsys, "zoo", "list").out
+    done = onnxslim(capsys, "zoo", "build", "digits_resnet", "z.onnx")
+    assert done.code == 0, done.err
+    onnx.checker.check_model(onnx.load("z.onnx"))
+    assert onnxslim(capsys, "zoo", "build", "nope").code == 1
+
+
+@pytest.mark.parametrize("view", ["--groups", "--quant"])
+def test_inspect_shows_what_passes_see(capsys, room, view):
+    done = onnxslim(capsys, "inspect", "m.onnx", view)
+    assert done.code == 0, done.err
+    assert done.out.strip()
+
+
+# ---------------------------------------------------------------- stopped
+
+
+SLOW = """
+import sys, time
+sys.path.insert(0, {tests!r})
+import numpy as np
+def data():
+    for k in range(8):
+        yield {{"x": np.ones((1, 16), np.float32) * k}}
+def metric(run):
+    open("working", "w").close()
+    time.sleep(30)
+    return 1.0
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "line"),
+    [
+        (signal.SIGINT, 130, "error: interrupted; no output was left half-written"),
+        (signal.SIGTERM, 143, "error: terminated; no output was left half-written"),
+        (signal.SIGKILL, -9, ""),
+    ],
+)
+def test_a_stopped_run_leaves_nothing_half_written(room, number, code, line):
+    (room / "slow.py").write_text(SLOW.format(tests=str(TESTS)))
+    before = snapshot(room)
+    data = ["--data", "slow.py:data", "--metric", "slow.py:metric", "--report", "r.json"]
+    command = [sys.executable, "-m", "onnxslim_opt", "opt", "m.onnx", "-o", "o.onnx", "-p", "fold", *data]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while not (room / "working").exists() and child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(child.pid, number)
+    out, err = child.communicate(timeout=60)
+    assert child.returncode == code, err
+    assert (out, err.strip()) == ("", line)
+    (room / "working").unlink()
+    assert snapshot(room) == before
+
+
+WRITING = """
+import os, sys, time
+from onnxslim_opt.ir import files
+from onnxslim_opt.cli import main
+flush = os.fsync
+def slow(number):
+    open("working", "w").close()
+    time.sleep(30)
+    flush(number)
+files.os.fsync = slow
+main(["opt", "m.onnx", "-o", "o.onnx", "-p", "fold"])
+"""
+
+
+def test_a_run_that_is_killed_while_it_writes_leaves_the_old_output(room):
+    (room / "o.onnx").write_bytes(b"what stood there before")
+    child = subprocess.Popen([sys.executable, "-c", WRITING], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (room / "working").exists() and child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    child.kill()
+    child.wait(60)
+    assert (room / "o.onnx").read_bytes() == b"what stood there before"

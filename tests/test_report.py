@@ -1,0 +1,206 @@
+"""The report: schema 1, finite JSON, the recipe of its own run, and the page that needs nothing else."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+import toys
+from onnxslim_opt.ir.errors import OptionError, OutputError
+from onnxslim_opt.passes import pace, page, recipe, registry, words
+from onnxslim_opt.passes.optimize import optimize
+from onnxslim_opt.passes.recipe import Settings
+from onnxslim_opt.passes.report import jsonable, sha256
+from test_pipeline import by_nodes
+from toys import Noise, Nothing, Raises, Rename
+
+COST = {"nodes", "params", "macs", "bytes"}
+
+
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+    """(result, folder) of a run with a kept, a weakened and a failed pass."""
+    monkeypatch.setattr(pace.Pace, "compare", by_nodes)
+    monkeypatch.setattr("onnxslim_opt.passes.pipeline._simplify", list)
+    path = toys.write(tmp_path / "m.onnx", layers=4)
+    passes = [Rename(), Nothing(), Noise(1.0), Raises()]
+    result = optimize(path, passes, data=toys.feeds(), metric=lambda run: 0.5, max_drop="50%", min_sqnr=15, seed=3)
+    result.save(tmp_path / "out.onnx")
+    return result, tmp_path
+
+
+def test_schema_1(made):
+    result, folder = made
+    told = result.report.to_json()
+    assert list(told)[:11] == ["schema", "tool", "command", "input", "output", "steps", "numerics", "metric", "latency",
+                               "verdict", "reasons"]  # fmt: skip
+    assert told["schema"] == 1
+    for side, name in (("input", "m.onnx"), ("output", "out.onnx")):
+        assert set(told[side]) == {"path", "sha256"} | COST
+        assert told[side]["path"] == str(folder / name)
+        assert told[side]["sha256"] == sha256(folder / name)
+        assert told[side]["bytes"] == (folder / name).stat().st_size
+    for step in told["steps"]:
+        assert {
+            "pass",
+            "options",
+            "seconds",
+            "peak_mb",
+            "kept",
+            "did",
+            "skipped",
+            "before",
+            "after",
+            "numerics",
+        } <= set(step)
+        assert set(step["before"]) == set(step["after"]) == COST
+        assert step["peak_mb"] > 10
+    assert told["steps"][1]["skipped"] == [{"node": "add0", "reason": "there is nothing to do"}]
+    assert told["steps"][2]["options"] == {"amount": 1.0, "asked": False, "slow": 0}
+    assert set(told["numerics"]) == {"source", "feeds", "outputs"}
+    assert {"name", "sqnr_db", "cosine", "max_abs", "argmax_agreement"} <= set(told["numerics"]["outputs"][0])
+    assert told["metric"] == {"before": 0.5, "after": 0.5}
+    assert set(told["latency"]) == {"before_ms", "after_ms", "speedup", "threads", "runs"}
+    assert told["verdict"] == "pass_failed"
+
+
+def test_numerics_are_measured_on_feeds_that_were_not_fitted_on(made):
+    result, _ = made
+    assert result.report.numerics["feeds"] == 4
+    assert result.report.numerics["source"] == "data"
+
+
+def test_json_is_strict_and_written_whole(made):
+    result, folder = made
+    result.report.save(folder / "r.json")
+
+    def refuse(text):
+        raise ValueError(text)
+
+    told = json.loads((folder / "r.json").read_text(), parse_constant=refuse)
+    assert told == json.loads(json.dumps(result.report.to_json()))
+    assert not [p for p in folder.iterdir() if p.name.startswith(".")]
+    with pytest.raises(OutputError):
+        result.report.save(folder / "absent" / "r.json")
+
+
+def test_jsonable_takes_what_passes_put_into_details():
+    import numpy as np
+
+    value = {1: np.float32(0.5), "a": (np.int64(3), float("inf")), "b": {"y", "x"}, "c": np.arange(2), "d": Nothing()}
+    assert jsonable(value) == {"1": 0.5, "a": [3, None], "b": ["x", "y"], "c": [0, 1], "d": "Nothing()"}
+
+
+class Tags(HTMLParser):
+    """Collects what a page loads and which tags it opens."""
+
+    def __init__(self):
+        super().__init__()
+        self.tags: list[str] = []
+        self.loads: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.loads += [v for k, v in attrs if k in ("src", "href", "xlink:href", "data", "action")]
+
+
+def test_the_page_needs_nothing_else(made):
+    result, folder = made
+    result.report.save(folder / "r.html")
+    text = (folder / "r.html").read_text()
+    seen = Tags()
+    seen.feed(text)
+    assert seen.loads == []
+    assert not {"script", "link", "img", "iframe"} & set(seen.tags)
+    assert "svg" in seen.tags
+    assert not re.search(r"https?://|@import|url\(", text)
+    for part in ("m.onnx", "a pass failed", "rename", "weakened", "there is nothing to do", "file size", "Recipe"):
+        assert part in text, part
+
+
+def test_the_page_escapes_names(made):
+    told = made[0].report.to_json()
+    told["steps"][0]["skipped"] = [{"node": "<script>alert(1)</script>", "reason": "&"}]
+    assert "<script>" not in page.render(told)
+
+
+def test_words_say_what_changed():
+    assert words.size(1_092_222) == "1.09 MB"
+    assert words.count(40_551_040) == "40.55 M"
+    told = {
+        "input": {"bytes": 1000, "params": 10, "macs": 100, "path": None},
+        "output": {"bytes": 250, "params": 9, "macs": 100, "path": None},
+        "latency": {"before_ms": 2.0, "after_ms": 1.0, "speedup": 2.0, "threads": 1},
+        "metric": {"before": 0.8, "after": 0.79},
+    }
+    rows = {r.what: r for r in words.summary(told)}
+    assert rows["file size"].change == "4.0x smaller"
+    assert rows["parameters"].change == "10% fewer"
+    assert rows["MACs"].change == "same"
+    assert rows["latency (1 thread)"].change == "2.00x faster"
+    assert rows["metric"].change == "-1.25%"
+
+
+# ---------------------------------------------------------------- recipes
+
+
+@pytest.fixture
+def toy_passes(monkeypatch):
+    """The toy passes by name, as if they were installed."""
+    known = registry.collect([("toys", toys)])
+    monkeypatch.setattr("onnxslim_opt.passes.spec.registry", lambda: known)
+
+
+def test_a_report_holds_the_recipe_of_its_run(made, toy_passes):
+    result, folder = made
+    result.report.save(folder / "r.json")
+    stored = recipe.load(folder / "r.json")
+    assert stored["passes"] == "rename,nothing,noise:amount=1.0,raises"
+    assert stored["max_drop"] == 0.5
+    assert stored["min_sqnr"] == 15
+    assert stored["seed"] == 3
+    again = optimize(folder / "m.onnx", **{**stored, "data": toys.feeds(), "metric": lambda run: 0.5})
+    again.save(folder / "again.onnx")
+    assert (folder / "again.onnx").read_bytes() == (folder / "out.onnx").read_bytes()
+
+
+def test_toml_recipes(tmp_path, toy_passes):
+    (tmp_path / "data.py").write_text("")
+    (tmp_path / "a.toml").write_text('passes = ["rename", "noise:amount=0.2"]\nmax-drop = "1%"\ndata = "data.py:f"\n')
+    stored = recipe.load(tmp_path / "a.toml")
+    assert stored == {"passes": "rename,noise:amount=0.2", "max_drop": "1%", "data": f"{tmp_path}/data.py:f"}
+    assert Settings(**stored).checked().max_drop == 0.01
+    (tmp_path / "b.toml").write_text('seed = 1\n[[pass]]\nname = "noise"\namount = 0.2\n[[pass]]\nname = "rename"\n')
+    assert recipe.load(tmp_path / "b.toml") == {"seed": 1, "passes": "noise:amount=0.2,rename"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("passes = ", "is not valid toml"),
+        ('pases = "a"', "unknown key 'pases', did you mean 'passes'"),
+        ("[[pass]]\nratio = 1", r"every \[\[pass\]\] needs a name"),
+        ('[[pass]]\nname = "noise"\namuont = 1', "no option 'amuont'"),
+    ],
+)
+def test_a_wrong_recipe_is_refused(tmp_path, toy_passes, text, message):
+    (tmp_path / "r.toml").write_text(text)
+    with pytest.raises(OptionError, match=message):
+        recipe.load(tmp_path / "r.toml")
+    with pytest.raises(OptionError, match="cannot read recipe"):
+        recipe.load(tmp_path / "absent.toml")
+
+
+def test_the_command_keeps_files_by_absolute_path(tmp_path, monkeypatch, toy_passes):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "d.npz").touch()
+    told = Settings("rename", data="d.npz", metric="m.py:f", input_shape={"x": (1, 3)}, samples=4).command()
+    assert told == {
+        "passes": "rename",
+        "data": str(tmp_path / "d.npz"),
+        "metric": f"{tmp_path}/m.py:f",
+        "input_shape": {"x": [1, 3]},
+        "samples": 4,
+    }
