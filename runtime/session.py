@@ -1,32 +1,22 @@
 """Running a model: a quiet ONNX Runtime session with one way in for models, files and bytes.
 
-A model above protobuf's 2 GiB is written to a temporary folder with external data and loaded from there; everything
-else goes through memory. ONNX Runtime's errors become one line of `ModelError` or `DataError`.
+ONNX Runtime's errors become one line of `ModelError` or `DataError`. See `loading` for what a session costs in memory.
 """
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
 import re
-import tempfile
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Union
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime as ort
 from onnx import helper
 
-from .. import ir
 from ..ir.errors import DataError, ModelError, SlimError
-from ..ir.exporting import INLINE_LIMIT, weight_bytes
-from ..ir.model import Model
+from .loading import ModelLike, digest, hash_file, payload
 from .specs import ORT_DTYPES, InputSpec, rename_feeds, session_inputs
-
-ModelLike = Union[Model, str, "os.PathLike[str]", bytes]
 
 _NOISE = (  # what of ONNX Runtime's messages says nothing to a user, and what replaces it
     (r"\[ONNXRuntimeError\] : \d+ : \w+ : ", ""),
@@ -73,8 +63,7 @@ class Session:
         arena: bool = True,
     ):
         self.threads = threads
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
-        self._source = self._serialise(model, outputs)
+        self._payload = payload(model, outputs)
         self._session = self._start(_options(threads, optimize, arena), list(providers or ["CPUExecutionProvider"]))
         self.inputs: dict[str, InputSpec] = session_inputs(self._session)
         present = [o.name for o in self._session.get_outputs()]
@@ -82,7 +71,6 @@ class Session:
         self.kinds: dict[str, str] = {o.name: o.type for o in self._session.get_outputs()}
         plain = [*self.kinds.values(), *(a.type for a in self._session.get_inputs())]
         self._exotic = any(_is_exotic(t) for t in plain)
-        self._digest: str | None = None
 
     def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
         """Outputs by name, in the model's order.
@@ -102,44 +90,16 @@ class Session:
     @property
     def digest(self) -> str:
         """sha256 of the model that runs, external data included (hex)."""
-        if self._digest is None:
-            self._digest = digest(self._source)
-        return self._digest
-
-    def _serialise(self, model: ModelLike, outputs: Sequence[str] | None) -> bytes | str:
-        if isinstance(model, bytes) and outputs is not None:
-            model = ir.from_bytes(model)
-        elif isinstance(model, (str, os.PathLike)):
-            if not Path(model).is_file():
-                raise ModelError(f"{model}: no such file")
-            if outputs is None:
-                return os.fspath(model)
-            model = ir.load(os.fspath(model))
-        if isinstance(model, bytes):
-            return model
-        known = {t.name for t in model.graph.outputs}
-        extra = [n for n in outputs or () if n not in known]
-        if extra:
-            _check_names(model, extra)
-        if weight_bytes(model) <= INLINE_LIMIT:
-            return ir.to_bytes(model, extra)
-        return self._write(model, extra)
-
-    def _write(self, model: Model, extra: Sequence[str]) -> str:
-        self._folder = tempfile.TemporaryDirectory(prefix="onnxslim-")
-        path = os.path.join(self._folder.name, "model.onnx")
-        if extra:
-            model = model.copy()
-            tensors = model.tensors()
-            model.graph.outputs = [*model.graph.outputs, *(tensors[n] for n in extra)]
-        ir.save(model, path)
-        return path
+        if self._payload.digest is None:
+            self._payload.digest = hash_file(self._payload.data)
+        return self._payload.digest
 
     def _start(self, options: Any, providers: list[str]) -> Any:
+        data = self._payload.data
         try:
-            return ort.InferenceSession(self._source, options, providers=providers)
+            return self._payload.start(options, providers)
         except Exception as error:
-            name = f"{self._source}: " if isinstance(self._source, str) and self._folder is None else ""
+            name = f"{data}: " if isinstance(data, str) and self._payload.folder is None else ""
             raise ModelError(f"{name}ONNX Runtime refuses the model: {one_line(error)}") from error
 
     def _run_exotic(self, feeds: Mapping[str, Any]) -> list[Any]:
@@ -155,20 +115,13 @@ def _options(threads: int, optimize: bool, arena: bool) -> Any:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.enable_cpu_mem_arena = arena
+    # Weights in memory of their own: the arena would round them up to the next power of two.
+    options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
     # Workers that spin between runs would take the cores from numpy and from a model measured beside this one.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     level = ort.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
     return options
-
-
-def _check_names(model: Model, names: Iterable[str]) -> None:
-    outer = {t.name for t in model.graph.inputs}
-    for node in model.graph.nodes:
-        outer.update(t.name for t in (*node.inputs, *node.outputs) if t.name)
-    unknown = [n for n in names if n not in outer]
-    if unknown:
-        raise ModelError(f"the model's main graph has no tensor '{unknown[0]}' to look at")
 
 
 def _is_exotic(kind: str) -> bool:
@@ -188,13 +141,13 @@ def _from_ort(value: Any, kind: str) -> Any:
     if not _is_exotic(kind):
         return value.numpy()
     dtype, shape = np.dtype(ORT_DTYPES[kind[7:-1]]), tuple(value.shape())
+    count = int(np.prod(shape, dtype=np.int64))
     if "int4" in kind:  # two values a byte, low half first
-        raw = np.frombuffer(ctypes.string_at(value.data_ptr(), (int(np.prod(shape)) + 1) // 2), np.uint8)
-        halves = np.stack([raw & 15, raw >> 4], -1).reshape(-1)[: int(np.prod(shape))]
+        raw = np.frombuffer(ctypes.string_at(value.data_ptr(), (count + 1) // 2), np.uint8)
+        halves = np.stack([raw & 15, raw >> 4], -1).reshape(-1)[:count]
         signed = halves.astype(np.int8) if kind[7] == "u" else ((halves ^ 8).astype(np.int8) - 8)
         return signed.astype(dtype).reshape(shape)
-    count = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    return np.frombuffer(ctypes.string_at(value.data_ptr(), count), dtype).reshape(shape)
+    return np.frombuffer(ctypes.string_at(value.data_ptr(), count * dtype.itemsize), dtype).reshape(shape)
 
 
 def one_line(error: BaseException) -> str:
@@ -213,27 +166,6 @@ def _run_error(error: Exception) -> SlimError:
     if plain or type(error).__name__ == "InvalidArgument":
         return DataError(f"the feeds do not fit the model: {text}")
     return ModelError(f"the model fails when it runs: {text}")
-
-
-def digest(source: ModelLike) -> str:
-    """sha256 (hex) of a model: of its bytes, or of its file and the external data it names."""
-    if isinstance(source, Model):
-        with_data = weight_bytes(source) > INLINE_LIMIT
-        return Session(source).digest if with_data else digest(ir.to_bytes(source))
-    if isinstance(source, bytes):
-        return hashlib.sha256(source).hexdigest()
-    total = hashlib.sha256()
-    for path in [Path(source), *_external_files(Path(source))]:
-        with open(path, "rb") as file:
-            for block in iter(lambda: file.read(1 << 20), b""):
-                total.update(block)
-    return total.hexdigest()
-
-
-def _external_files(path: Path) -> list[Path]:
-    proto = onnx.load(path, load_external_data=False)
-    places = {e.value: None for t in proto.graph.initializer for e in t.external_data if e.key == "location"}
-    return [path.parent / p for p in places if (path.parent / p).is_file()]
 
 
 __all__ = ["ModelLike", "Session", "digest", "one_line"]

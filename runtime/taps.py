@@ -75,8 +75,8 @@ class Tap:
         return {n: found[n] for n in self.names}
 
     def _default(self, name: str) -> Any:
-        value = self.defaults.get(name)
-        return value.load() if isinstance(value, gs.LazyValues) else value
+        value: Any = self.defaults.get(name)
+        return value.load() if hasattr(value, "load") else value
 
 
 def waves(names: Iterable[str], sizes: Mapping[str, int], budget: int) -> list[list[str]]:

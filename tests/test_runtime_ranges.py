@@ -68,6 +68,14 @@ def test_values_that_are_not_finite_are_counted_apart():
     assert found.max == pytest.approx(1) and found.histogram.total == 2
 
 
+def test_waves_keep_to_the_memory():
+    feeds = resolve([{"x": np.ones((1, 3, 256, 256), np.float32)}], NET)  # 768 KB a tensor
+    assert ranges.plan(NET, ["y", "x", "a", "b"], feeds, memory_mb=512) == [["x", "a", "b", "y"]]
+    assert ranges.plan(NET, ["y", "x", "a", "b"], feeds, memory_mb=5) == [["x", "a"], ["b", "y"]]
+    assert ranges.plan(NET, ["y", "x", "a", "b"], feeds, memory_mb=1) == [["x"], ["a"], ["b"], ["y"]]
+    assert ranges.plan(NET, [], feeds, memory_mb=1) == []
+
+
 def test_unknown_names_are_told():
     with pytest.raises(ModelError, match="'nope'"):
         ranges.collect(NET, ["nope"], resolve(data(1), NET))

@@ -8,8 +8,7 @@ import onnx
 import pytest
 from onnx import helper
 from onnxslim_opt.ir.errors import DataError, ModelError
-from onnxslim_opt.runtime import Session
-from onnxslim_opt.runtime import session as session_module
+from onnxslim_opt.runtime import Session, loading
 from onnxslim_opt.runtime.session import digest
 
 from onnxslim_opt import ir
@@ -66,15 +65,51 @@ def test_models_above_the_message_limit_go_through_a_folder(monkeypatch, outputs
         "g (float[1,64] x) => (float[1,64] y) <float[64,64] w = {" + ",".join(["0.5"] * 4096) + "}>"
         " { a = MatMul(x, w) y = Relu(a) }"
     )
-    monkeypatch.setattr(session_module, "INLINE_LIMIT", 1000)
+    monkeypatch.setattr(loading, "INLINE_LIMIT", 1000)
+    monkeypatch.setattr(loading, "INLINE", 1000)
     monkeypatch.setattr(ir.files, "INLINE_LIMIT", 1000)
     session = Session(model, outputs=outputs)
-    folder = pathlib.Path(session._folder.name)
+    folder = pathlib.Path(session._payload.folder.name)
     assert sorted(p.name for p in folder.iterdir()) == ["model.onnx", "model.onnx.data"]
     np.testing.assert_allclose(session.run({"x": np.ones((1, 64), np.float32)})["y"], 32)
     assert len(session.digest) == 64
     del session
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("outputs", [None, ["a", "y"]])
+def test_larger_models_keep_their_weights_outside_the_message(monkeypatch, outputs, tmp_path):
+    text = "g (float[1,64] x) => (float[1,64] y) <float[64,64] w = {" + ",".join(["0.5"] * 4096) + "}>"
+    model = ir.text.parse(text + " { a = MatMul(x, w) y = Relu(a) }")
+    monkeypatch.setattr(loading, "INLINE", 1000)
+    ir.save(model, tmp_path / "m.onnx")
+    digests = set()
+    for form in (model, ir.load(tmp_path / "m.onnx"), model.copy()):
+        lazy = form.graph.nodes[0].inputs[1]._values
+        session = Session(form, outputs=outputs)
+        assert session._payload.names == ["w"]
+        np.testing.assert_allclose(session.run({"x": np.ones((1, 64), np.float32)})["y"], 32)
+        assert form.graph.nodes[0].inputs[1]._values is lazy  # not decoded into the model
+        digests.add(session.digest)
+    assert len(digests) == 1 and (outputs or digests == {digest(model)})
+    model.graph.nodes[0].inputs[1].values = np.eye(64, dtype=np.float32)
+    assert Session(model, outputs=outputs).digest not in digests
+
+
+def test_weights_of_subgraphs_go_with_them(monkeypatch):
+    many = ",".join(["0.5"] * 512)
+    model = ir.text.parse(
+        "g (bool c, float[512] x) => (float[512] y) <float[512] outer = {" + many + "}> {"
+        " z = Add(x, outer)"
+        " y = If(c)<then_branch = t () => (float[512] a) <float[512] inner = {" + many + "}> { a = Add(z, inner) },"
+        " else_branch = e () => (float[512] b) { b = Sub(z, outer) }> }"
+    )
+    monkeypatch.setattr(loading, "INLINE", 10)
+    session = Session(model)
+    assert session._payload.names == ["outer"]
+    x = np.ones(512, np.float32)
+    assert (session.run({"c": np.array(True), "x": x})["y"] == 2).all()
+    assert (session.run({"c": np.array(False), "x": x})["y"] == 1).all()
 
 
 @pytest.mark.parametrize(
