@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import ir
-from ..runtime.numerics import Diff, OutputDiff
-from ..runtime.session import Session
+from ..runtime.differences import compare_tensors
+from ..runtime.numerics import OutputDiff
 
 if TYPE_CHECKING:
     from ..ir import Model
@@ -37,20 +37,15 @@ def compare(
 ) -> Divergence:
     """Compare the tensors that both models have by name. Raises ModelError when a model does not run.
 
-    Inner tensors are watched in the models as they stand (a session that hands out a tensor cannot fuse over it);
-    differences of rounding between the two are therefore smaller than between the models as they run. A tensor whose
-    shape changed (pruned channels) counts as broken.
+    Models run without ONNX Runtime's fusions, so that a difference is where it seems to be. A tensor whose shape
+    changed (pruned channels) counts as broken. `feeds` must be re-iterable.
     """
     first, second = (m if isinstance(m, ir.Model) else ir.load(m) for m in (a, b))
     makers = {t.name: n.op for n in first.graph.nodes for t in n.outputs if t.name}
-    there = {t.name for n in second.graph.nodes for t in n.outputs if t.name}
     finals = [t.name for t in first.outputs]
-    names = [n for n in makers if n in there and n not in finals] if inner else []
-    sums = {n: Diff(n) for n in (*names, *finals)}
-    sessions = [Session(m, threads=threads, outputs=list(sums), arena=False) for m in (first, second)]
-    for feed in feeds:
-        left, right = (s.run(feed) for s in sessions)
-        for name, total in sums.items():
-            total.add(left[name], right[name])
-    rows = {n: Tensor(n, makers.get(n, "input"), d.result()) for n, d in sums.items()}
-    return Divergence(tuple(rows[n] for n in names), tuple(rows[n] for n in finals))
+    diffs = compare_tensors(first, second, feeds, None if inner else finals, threads=threads)
+    rows = {d.name: Tensor(d.name, makers.get(d.name, "input"), d) for d in diffs}
+    return Divergence(
+        tuple(row for name, row in rows.items() if name not in finals),
+        tuple(rows[name] for name in finals if name in rows),
+    )

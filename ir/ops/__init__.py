@@ -6,6 +6,7 @@ import onnx_graphsurgeon as gs
 
 from . import conv, elementwise, matmul, moves, other, reduce
 from .facts import UNKNOWN, Facts, Quant, SizeOf, Table, Weight
+from .flow_rules import flow_rule
 
 TABLE = Table()
 for _family in (conv, matmul, elementwise, moves, reduce, other):
@@ -17,4 +18,4 @@ def facts(node: gs.Node) -> Facts:
     return TABLE.find(node)
 
 
-__all__ = ["TABLE", "UNKNOWN", "Facts", "Quant", "SizeOf", "Table", "Weight", "facts"]
+__all__ = ["TABLE", "UNKNOWN", "Facts", "Quant", "SizeOf", "Table", "Weight", "facts", "flow_rule"]

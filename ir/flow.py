@@ -1,0 +1,195 @@
+"""How dimensions travel: labels flow through the graph as data do, one rule an operator.
+
+`Flow` walks the main graph once, in order. Rules (`ops.flow_*`) put labels on the outputs of a node, tie the labels of
+its inputs, and record what repeats a size (`resizing`). What no rule understands is pinned, with the reason. Sizes are
+concrete: of the model's declared shapes, or of one run where those are not known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from . import ops
+from .labels import Atoms, Cells
+from .model import Model, subgraphs
+from .resizing import Cut, Fix
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where atoms began: an output axis of a weight (`node`, input `index`, `axis`), or a table of embeddings."""
+
+    node: str
+    index: int
+    axis: int
+    cells: Cells
+
+
+@dataclass(frozen=True)
+class Product:
+    """A node that contracts: its data input, weight input (-1: two activations), and the labels that size it.
+
+    `contracted`: the axis of the data input that is summed. `sized`: labels of every axis that its MACs multiply.
+    """
+
+    node: str
+    data: int
+    weight: int
+    contracted: int
+    inner: Cells | None
+    sized: tuple[Cells, ...]
+
+
+@dataclass
+class Flow:
+    """Labels of every tensor of a model, and what follows from them.
+
+    sizes: concrete shape by tensor name. keep: nodes whose dimensions must stay (`--exclude`).
+    """
+
+    model: Model
+    sizes: Mapping[str, Sequence[int]]
+    keep: Callable[[gs.Node], bool] = lambda node: False
+    norms: str = "pin"
+    atoms: Atoms = field(default_factory=Atoms)
+    labels: dict[str, list[Cells | None]] = field(default_factory=dict)
+    cuts: list[Cut] = field(default_factory=list)
+    fixes: list[Fix] = field(default_factory=list)
+    origins: list[Origin] = field(default_factory=list)
+    products: list[Product] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._weights: dict[tuple[str, int], Cells] = {}
+        for node in self.model.graph.nodes:
+            self._visit(node)
+        for tensor in self.model.graph.outputs:
+            self.pin(tensor, f"graph output '{tensor.name}'")
+
+    def _visit(self, node: gs.Node) -> None:
+        captured = [t for g in subgraphs(node) for n in _deep(g) for t in n.inputs if t.name in self.labels]
+        captured += [t for g in subgraphs(node) for t in g.outputs if t.name in self.labels]
+        for tensor in captured:
+            self.pin(tensor, f"read inside a subgraph of {node.op} '{node.name}'")
+        rule = ops.flow_rule(node)
+        if rule is None or not all(self.knows(t) for t in (*node.inputs, *node.outputs) if t.name):
+            if self.labelled(node):
+                why = (
+                    f"no facts for op {node.op}" if rule is None else f"shapes at {node.op} '{node.name}' are not known"
+                )
+                self.pin_inputs(node, why)
+            return
+        rule(self, node)
+        if self.keep(node):
+            for tensor in (*node.inputs, *node.outputs):
+                self.pin(tensor, f"'{node.name}' is excluded")
+            self.refused[node.name] = "excluded"
+
+    def labelled(self, node: gs.Node) -> bool:
+        """Whether any input has labels that may go."""
+        return any(c is not None for t in node.inputs for c in self.labels.get(t.name, ()))
+
+    def knows(self, tensor: Any) -> bool:
+        """Whether a tensor's shape is known."""
+        return isinstance(tensor, gs.Constant) or tensor.name in self.sizes
+
+    def size(self, tensor: Any) -> tuple[int, ...]:
+        """Concrete shape of a tensor; () for an omitted one. Rules run only where every shape is known."""
+        return tuple(tensor.shape if isinstance(tensor, gs.Constant) else self.sizes.get(tensor.name, ()))
+
+    def rank(self, tensor: Any) -> int:
+        """Number of dimensions."""
+        return len(self.size(tensor))
+
+    def static(self, tensor: Any, axis: int) -> bool:
+        """Whether the model itself says this size, so that a literal may repeat it."""
+        shape = tensor.shape
+        return shape is not None and axis < len(shape) and isinstance(shape[axis], (int, np.integer))
+
+    def of(self, tensor: Any) -> list[Cells | None]:
+        """Labels of a tensor by axis (None: this axis stays), as primitive free atoms."""
+        found = self.labels.get(tensor.name)
+        if found is None:
+            return [None] * self.rank(tensor)
+        return [self.atoms.resolve(c) for c in found]
+
+    def put(self, tensor: Any, labels: Sequence[Cells | None]) -> None:
+        """Set a tensor's labels. An axis of one position cannot lose it."""
+        if not tensor.name:
+            return
+        kept = [self.atoms.resolve(c) for c in labels]
+        for axis, cells in enumerate(kept):
+            if cells is not None and len(cells) == 1:
+                self.atoms.pin(cells, f"without it nothing is left of '{tensor.name}'")
+                kept[axis] = None
+        if any(c is not None for c in kept):
+            self.labels[tensor.name] = kept
+
+    def pin(self, tensor: Any, reason: str, axes: Sequence[int] | None = None) -> None:
+        """The positions of a tensor (along some axes) stay."""
+        found = self.labels.get(tensor.name)
+        for axis, cells in enumerate(found or ()):
+            if axes is None or axis in axes:
+                self.atoms.pin(cells, reason)
+
+    def pin_inputs(self, node: gs.Node, reason: str) -> None:
+        """Everything that a node reads stays."""
+        self.refused[node.name] = reason
+        for tensor in node.inputs:
+            self.pin(tensor, reason)
+
+    def constant(self, node: gs.Node, index: int, axis: int, origin: bool = False) -> Cells:
+        """Labels of an axis of a constant that starts atoms of its own; the same for all its users."""
+        tensor = node.inputs[index]
+        key = (tensor.name, axis)
+        if key not in self._weights:
+            self._weights[key] = self.atoms.fresh(tensor.shape[axis])
+            if origin:
+                self.origin(node, index, axis, self._weights[key])
+        return self._weights[key]
+
+    def origin(self, node: gs.Node, index: int, axis: int, cells: Cells) -> None:
+        """These atoms began at an output axis of this input: they are channels that may go."""
+        self.origins.append(Origin(node.name, index, axis, cells))
+
+    def product(
+        self, node: gs.Node, data: int, weight: int, axis: int, inner: Cells | None, *sized: Cells | None
+    ) -> None:
+        """This node contracts `axis` of input `data` with input `weight`; `sized` are its other labelled axes."""
+        every = tuple(c for c in (inner, *sized) if c is not None)
+        self.products.append(Product(node.name, data, weight, axis, inner, every))
+
+    def cut(self, node: gs.Node, index: int, axis: int, cells: Cells | None) -> None:
+        """A constant follows these labels along an axis."""
+        if cells is not None and index < len(node.inputs) and isinstance(node.inputs[index], gs.Constant):
+            self.cuts.append(Cut(node.name, index, axis, cells))
+
+    def meet(self, node: gs.Node, index: int, axis: int, cells: Cells | None) -> None:
+        """An axis of an input, constant or not, has the same positions as `cells` (None: positions that stay)."""
+        if index >= len(node.inputs) or not node.inputs[index].name:
+            return
+        tensor = node.inputs[index]
+        if isinstance(tensor, gs.Constant):
+            self.cut(node, index, axis, cells)
+            return
+        mine = self.of(tensor)[axis]
+        reason = f"meets what stays at {node.op} '{node.name}'"
+        if mine is None or cells is None:
+            self.atoms.pin(mine, reason)
+            self.atoms.pin(cells, reason)
+        else:
+            self.atoms.unify(mine, cells, reason)
+
+
+def _deep(graph: gs.Graph) -> list[gs.Node]:
+    found, queue = [], [graph]
+    while queue:
+        current = queue.pop()
+        found.extend(current.nodes)
+        queue.extend(g for n in current.nodes for g in subgraphs(n))
+    return found

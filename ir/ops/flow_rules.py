@@ -1,0 +1,25 @@
+"""One label-flow rule an operator, by domain and name. What has none is pinned: "no facts for op X"."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import onnx_graphsurgeon as gs
+
+from . import flow_elementwise, flow_linear, flow_moves
+
+Rule = Callable[[Any, gs.Node], None]
+
+_RULES: dict[str, Rule] = {**flow_elementwise.RULES, **flow_linear.RULES, **flow_moves.RULES}
+_MICROSOFT: dict[str, Rule] = {
+    **dict.fromkeys(("Gelu", "FastGelu", "QuickGelu", "BiasGelu"), flow_elementwise.elementwise),
+    **dict.fromkeys(("QuantizeLinear", "DequantizeLinear"), flow_elementwise.quantize),
+}
+
+
+def flow_rule(node: gs.Node) -> Rule | None:
+    """How labels pass through a node; None when nobody has said."""
+    if node.domain in (None, "", "ai.onnx"):
+        return _RULES.get(node.op)
+    return _MICROSOFT.get(node.op) if node.domain == "com.microsoft" else None

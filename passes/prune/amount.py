@@ -1,0 +1,89 @@
+"""How much goes: from a ratio, or targets in MACs or parameters, and a strength, to the units that are removed.
+
+Channel counts are rounded by giving units back, the costliest first, so that no family is thinned below what was asked;
+the prefix of the order then grows until the amount is met all the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .grouping import Groups
+from .order import Order
+
+STEPS = ((64, 1), (32, 2), (0, 4))  # families of at least so many channels are rounded to the multiple / this
+
+
+@dataclass(frozen=True)
+class Amount:
+    """What strength 1 removes: a share of the units, of the MACs, or of the parameters (the first that is given)."""
+
+    ratio: float | None
+    macs: float | None = None
+    params: float | None = None
+
+    def reached(self, order: Order, at: int, total: int, strength: float) -> bool:
+        """Whether the first `at` units of the order are enough at this strength."""
+        if at == 0:
+            return False
+        if self.macs is not None:
+            return order.macs[at - 1] >= strength * self.macs
+        if self.params is not None:
+            return order.params[at - 1] >= strength * self.params
+        return at >= round(strength * (self.ratio or 0.0) * total)
+
+
+def multiple_of(size: int, multiple: int, fixed: bool) -> int:
+    """The multiple that a family of `size` channels is rounded to; finer for small ones unless the user fixed it."""
+    if fixed or multiple <= 1:
+        return max(multiple, 1)
+    return max(1, next(multiple // part for least, part in STEPS if size >= least))
+
+
+def chosen(groups: Groups, order: Order, amount: Amount, strength: float, multiple: int, fixed: bool) -> np.ndarray:
+    """Units to remove at a strength, rounded."""
+    total = len(groups.units)
+    low, high = 0, len(order)
+    while low < high:  # the smallest prefix that is enough after rounding: what rounding leaves grows with the prefix
+        middle = (low + high) // 2
+        if _enough(groups, order, amount, strength, rounded(groups, order.units[:middle], multiple, fixed), total):
+            high = middle
+        else:
+            low = middle + 1
+    return np.array(rounded(groups, order.units[:low], multiple, fixed), np.int64)
+
+
+def _enough(groups: Groups, order: Order, amount: Amount, strength: float, units: list[int], total: int) -> bool:
+    if amount.macs is None and amount.params is None:
+        return len(units) >= round(strength * (amount.ratio or 0.0) * total)
+    ledger = groups.ledger
+    ledger.reset()
+    full = [ledger.amount(t) for t in (ledger.macs, ledger.params)]
+    for unit in units:
+        ledger.remove(unit)
+    gone = [1 - ledger.amount(t) / max(f, 1.0) for t, f in zip((ledger.macs, ledger.params), full)]
+    return gone[0] >= strength * amount.macs if amount.macs is not None else gone[1] >= strength * (amount.params or 0)
+
+
+def rounded(groups: Groups, units: list[int], multiple: int, fixed: bool) -> list[int]:
+    """The units, less those that are given back to make channel counts round; in their order."""
+    if multiple <= 1:
+        return list(units)
+    family = {int(u): k for k, f in enumerate(groups.families) for u in f.units}
+    sizes = [len(f.units) for f in groups.families]
+    gone = [0] * len(sizes)
+    for unit in units:
+        gone[family[unit]] += 1
+    allowed = []
+    for size, lost in zip(sizes, gone):
+        step = multiple_of(size, multiple, fixed)
+        allowed.append(max(0, size - -(-(size - lost) // step) * step))
+    kept, used = [], [0] * len(sizes)
+    for unit in units:
+        k = family[unit]
+        if used[k] < allowed[k]:
+            used[k] += 1
+            kept.append(unit)
+    return kept

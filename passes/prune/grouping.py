@@ -1,0 +1,146 @@
+"""Groups: what lives and dies together, what each carries, and what is pinned and why.
+
+A *unit* is one primitive atom (a channel with everything tied to it, a head, a head dimension). Units with the same
+members form a *family*, which is what a user sees as one row: 64 channels tied over these nodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from ...ir import Model, cost, ops
+from ...ir.flow import Flow
+from ...ir.labels import Cells
+from .ledger import Ledger
+from .sizes import Sizes, concrete
+
+
+@dataclass(frozen=True)
+class Family:
+    """Units that share all members. units: atoms. members: (node, input index, axis) of constants they cut."""
+
+    units: np.ndarray
+    members: tuple[tuple[str, int, int], ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of `inspect --groups`: `channels` positions over `members` (node, axis); `pinned`: why they stay."""
+
+    id: int
+    channels: int
+    members: tuple[tuple[str, int], ...]
+    params: int
+    macs: int
+    pinned: str | None
+
+
+@dataclass
+class Groups:
+    """Everything that may go from a model, and what hangs together."""
+
+    flow: Flow
+    ledger: Ledger
+    families: list[Family]
+
+    @property
+    def units(self) -> np.ndarray:
+        """All units that may go, ascending."""
+        return np.sort(np.concatenate([f.units for f in self.families])) if self.families else np.zeros(0, np.int64)
+
+    def describe(self) -> list[Row]:
+        """Free families first, the largest in parameters on top; then what is pinned."""
+        free = [self._free(f) for f in self.families]
+        rows = sorted(free, key=lambda r: (-r.params, r.members)) + self._pinned()
+        return [Row(i, r.channels, r.members, r.params, r.macs, r.pinned) for i, r in enumerate(rows)]
+
+    def _free(self, family: Family) -> Row:
+        params, macs = self.ledger.carried(family.units)
+        members = tuple(dict.fromkeys((node, axis) for node, _, axis in family.members))
+        return Row(0, len(family.units), members, params, macs, None)
+
+    def _pinned(self) -> list[Row]:
+        reasons: dict[tuple[str, int, str], int] = {}
+        for origin in self.flow.origins:
+            for atom in np.unique(origin.cells):
+                why = self.flow.atoms.pinned(int(atom))
+                if why is not None:
+                    key = (origin.node, origin.axis, why)
+                    reasons[key] = reasons.get(key, 0) + 1
+        return [Row(0, n, ((node, axis),), 0, 0, why) for (node, axis, why), n in reasons.items()]
+
+
+def find(
+    model: Model,
+    feed: Any = None,
+    keep: Callable[[gs.Node], bool] = lambda node: False,
+    norms: str = "pin",
+    sizes: Sizes | None = None,
+    min_channels: int = 1,
+) -> Groups:
+    """Propagate labels through a model and collect what may go.
+
+    feed: one real feed, for dynamic models. keep: nodes to leave alone. sizes: shapes that are known already.
+    """
+    known = concrete(model, feed) if sizes is None else sizes
+    flow = Flow(model, known, keep, norms)
+    free = _free_units(flow)
+    ledger = Ledger(flow, free, _weights(model, flow), _macs(model, flow, known), min_channels)
+    return Groups(flow, ledger, _families(flow, ledger))
+
+
+def _free_units(flow: Flow) -> np.ndarray:
+    found = [flow.atoms.resolve(o.cells) for o in flow.origins]
+    some = [np.unique(c) for c in found if c is not None]
+    units = np.unique(np.concatenate(some)) if some else np.zeros(0, np.int64)
+    return units[units > 0]
+
+
+def _families(flow: Flow, ledger: Ledger) -> list[Family]:
+    """Units by what they cut and by the lines they are on: heads and head dimensions cut the same constants."""
+    members: dict[int, list[tuple[str, int, int]]] = {int(u): [] for u in ledger.units}
+    for one in flow.cuts:
+        cells = flow.atoms.resolve(one.cells)
+        if cells is not None:
+            for atom in np.unique(cells):
+                if int(atom) in members:
+                    members[int(atom)].append((one.node, one.index, one.axis))
+    alike: dict[Any, list[int]] = {}
+    for unit, where in members.items():
+        lines = tuple(line for line, _ in ledger.places(unit))
+        alike.setdefault((tuple(dict.fromkeys(where)), lines), []).append(unit)
+    return [Family(np.array(sorted(units)), where) for (where, _), units in alike.items()]
+
+
+def _weights(model: Model, flow: Flow) -> list[tuple[float, list[Cells]]]:
+    """(elements, labels of its axes) of every constant that is cut, once each."""
+    nodes = {n.name: n for n in model.graph.nodes}
+    axes: dict[str, dict[int, Cells]] = {}
+    for one in flow.cuts:
+        tensor = nodes[one.node].inputs[one.index]
+        cells = flow.atoms.resolve(one.cells)
+        if cells is not None:
+            axes.setdefault(tensor.name, {}).setdefault(one.axis, cells)
+    constants = model.constants()
+    return [(float(cost.size(constants[name])), list(found.values())) for name, found in axes.items()]
+
+
+def _macs(model: Model, flow: Flow, sizes: Sizes) -> list[tuple[float, list[Cells]]]:
+    """(MACs, labels of the axes that they multiply) of every product."""
+
+    def size_of(tensor: Any) -> tuple[int, ...] | None:
+        return tuple(tensor.shape) if isinstance(tensor, gs.Constant) else sizes.get(tensor.name)
+
+    nodes = {n.name: n for n in model.graph.nodes}
+    rows = []
+    for product in flow.products:
+        node = nodes[product.node]
+        cells = [c for c in (flow.atoms.resolve(c) for c in product.sized) if c is not None]
+        if cells:
+            rows.append((float(ops.facts(node).macs(node, size_of)), cells))
+    return rows

@@ -1,0 +1,149 @@
+"""In which order units go: greedily, by the loss that each adds for the MACs that it saves, losses down-dated.
+
+The order is made once; every strength takes a prefix of it, so damage grows with strength.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy import sparse
+
+from .grouping import Groups
+from .score import Curvature
+
+Array = np.ndarray
+ROUNDS = 60  # times that losses are down-dated while all units go
+MOST_OF_A_FAMILY = 0.9  # a global order does not empty a family that the data call cheap
+
+
+@dataclass
+class Order:
+    """Units in the order of their removal, with the share of units, MACs and parameters that is gone after each."""
+
+    units: list[int] = field(default_factory=list)
+    macs: list[float] = field(default_factory=list)
+    params: list[float] = field(default_factory=list)
+    loss: list[float] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.units)
+
+
+def greedy(
+    groups: Groups,
+    curvatures: Sequence[Curvature],
+    extra: Mapping[int, float],
+    scope: str,
+    enough: Callable[[Order], bool],
+) -> Order:
+    """Remove units until it is enough. extra: losses that do not change (units without a linear consumer, or all
+    units when there are no curvatures)."""
+    work = _Work(groups, curvatures, extra)
+    while work.alive and not enough(work.order):
+        chosen = work.cheapest() if scope == "global" else work.cheapest_of_each()
+        if not chosen:
+            break
+        work.remove(chosen)
+    return work.order
+
+
+class _Work:
+    def __init__(self, groups: Groups, curvatures: Sequence[Curvature], extra: Mapping[int, float]):
+        self.ledger = groups.ledger
+        self.ledger.reset()
+        self.curvatures = curvatures
+        units = groups.units.tolist()
+        self.alive = dict.fromkeys(units)
+        self.family = {int(u): k for k, f in enumerate(groups.families) for u in f.units}
+        self.left = [len(f.units) for f in groups.families]
+        self.size = list(self.left)
+        self.row = {u: k for k, u in enumerate(units)}
+        self.counts = self._counts(units)
+        self.total_macs = max(self.ledger.amount(self.ledger.macs), 1.0)
+        self.total_params = max(self.ledger.amount(self.ledger.params), 1.0)
+        self.parts: list[dict[int, float]] = [c.losses(units) for c in curvatures]
+        self.extra = {u: extra.get(u, 0.0) for u in units}
+        self.scored = {u for p in self.parts for u in p} | set(extra)
+        self.chunk = max(1, len(units) // ROUNDS)
+        self.order = Order()
+        self.sum = 0.0
+
+    def _counts(self, units: Sequence[int]) -> sparse.csr_matrix:
+        rows, columns, values = [], [], []
+        for u in units:
+            for line, places in self.ledger.places(u):
+                rows.append(self.row[u])
+                columns.append(line)
+                values.append(len(places))
+        return sparse.csr_matrix((values, (rows, columns)), (len(units), self.ledger.lines))
+
+    def losses(self) -> dict[int, float]:
+        total = {u: self.extra[u] for u in self.alive if u in self.scored}
+        for part in self.parts:
+            for u, loss in part.items():
+                if u in total:
+                    total[u] += loss
+        return total
+
+    def savings(self) -> Array:
+        """Share of the MACs that each unit saves now, with a little for its parameters, so that none is free.
+
+        Magnitudes are no losses: divided by what they save they would empty the widest layers. They count alone.
+        """
+        if not self.curvatures:
+            return np.ones(self.counts.shape[0])
+        macs = self.counts @ self.ledger.savings(self.ledger.macs) / self.total_macs
+        params = self.counts @ self.ledger.savings(self.ledger.params) / self.total_params
+        return macs + 0.05 * params + 1e-12
+
+    def cheapest(self) -> list[tuple[int, float]]:
+        losses, savings = self.losses(), self.savings()
+        ranked = sorted(losses, key=lambda u: (losses[u] / savings[self.row[u]], u))
+        chosen: list[tuple[int, float]] = []
+        taken = [0] * len(self.left)
+        for u in ranked:
+            k = self.family[u]
+            if len(chosen) >= self.chunk:
+                break
+            if self.left[k] - taken[k] - 1 >= (1 - MOST_OF_A_FAMILY) * self.size[k]:
+                chosen.append((u, losses[u]))
+                taken[k] += 1
+        return chosen
+
+    def cheapest_of_each(self) -> list[tuple[int, float]]:
+        """The same share of every family."""
+        losses = self.losses()
+        by_family: dict[int, list[int]] = {}
+        for u in losses:
+            by_family.setdefault(self.family[u], []).append(u)
+        done = 1 + len(self.order.units) * ROUNDS / max(sum(self.size), 1)
+        chosen = []
+        for k, units in by_family.items():
+            due = int(np.ceil(self.size[k] * done / ROUNDS)) - (self.size[k] - self.left[k])
+            for u in sorted(units, key=lambda u: (losses[u], u))[: max(due, 0)]:
+                chosen.append((u, losses[u]))
+        return chosen or [(u, losses[u]) for u in sorted(losses, key=lambda u: (losses[u], u))[:1]]
+
+    def remove(self, chosen: Sequence[tuple[int, float]]) -> None:
+        gone = []
+        for u, loss in chosen:
+            del self.alive[u]
+            if self.ledger.remove(u):
+                gone.append(u)
+                self.left[self.family[u]] -= 1
+                self.sum += loss
+                self._log(u)
+        for k, curvature in enumerate(self.curvatures):
+            if any(u in curvature.columns for u in gone):
+                curvature.remove(gone)
+                self.parts[k] = curvature.losses(list(curvature.columns))
+
+    def _log(self, unit: int) -> None:
+        order = self.order
+        order.units.append(unit)
+        order.macs.append(1 - self.ledger.amount(self.ledger.macs) / self.total_macs)
+        order.params.append(1 - self.ledger.amount(self.ledger.params) / self.total_params)
+        order.loss.append(self.sum)

@@ -1,0 +1,161 @@
+"""The plan of a pruning: groups, what the data say of them, and the order in which units go."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from ...ir import Model, edit
+from ...ir.flow import Flow
+from ...runtime import moments
+from ...runtime.feeds import Feeds
+from ...runtime.taps import Tap
+from ..base import Context
+from . import stats
+from .grouping import Groups
+from .layers import Layer, layers, matrix
+from .order import Order
+from .score import Curvature, curvature
+from .stats import Target
+
+if TYPE_CHECKING:
+    pass
+
+SCORED = 8192  # rows behind the second moments that scores use
+FEEDS = 256  # feeds that statistics and the refit look at, at most
+
+
+@dataclass
+class Plan:
+    """Everything that `apply` needs, for any strength."""
+
+    groups: Groups
+    order: Order
+    layers: list[Layer] = field(default_factory=list)
+    goals: dict[str, Target] = field(default_factory=dict)
+    feeds: Feeds | None = None
+    held_back: str = ""
+
+
+def fitting_feeds(ctx: Context) -> Feeds:
+    """The feeds to look at."""
+    return ctx.fit.spread(FEEDS)
+
+
+def goals(model: Model, found: Sequence[Layer], feeds: Feeds, ctx: Context) -> dict[str, Target]:
+    """The original's outputs at sampled places, in waves that keep activations within half of the memory budget."""
+    nodes = {n.name: n for n in model.graph.nodes}
+    widths = {x.node: matrix(nodes[x.node]).shape[2] for x in found}
+    heights = {x.node: int(np.prod(matrix(nodes[x.node]).shape[:2])) for x in found}
+    budget = (ctx.memory_mb << 20) // 2 // max(4 * sum(heights.values()), 1)
+    most = stats.rows_per_feed(found, widths, len(feeds), budget)
+    result: dict[str, Target] = {}
+    for wave in chunks(found, 4):
+        result.update(stats.targets(model, wave, feeds, most, ctx.seed, ctx.threads))
+    return result
+
+
+def chunks(found: Sequence[Layer], count: int) -> list[list[Layer]]:
+    """Layers in their order, in at most `count` runs of about the same length."""
+    each = max(1, -(-len(found) // max(count, 1)))
+    return [list(found[k : k + each]) for k in range(0, len(found), each)]
+
+
+def curvatures(
+    model: Model, groups: Groups, found: Sequence[Layer], goal: Mapping[str, Target], feeds: Feeds, ctx: Context
+) -> list[Curvature]:
+    """Second-order losses of every consumer whose inputs may go."""
+    flow, nodes = groups.flow, {n.name: n for n in model.graph.nodes}
+    free = np.zeros(flow.atoms.count, bool)
+    free[groups.units] = True
+    inner = {p.node: flow.atoms.resolve(p.inner) for p in flow.products if p.weight == 1}
+    wanted = [x for x in found if inner.get(x.node) is not None and free[inner[x.node]].any()]
+    by_node = {x.node: x for x in wanted}
+    result = []
+    stream = moments.stream(
+        model,
+        [x.node for x in wanted],
+        feeds,
+        memory_mb=ctx.memory_mb,
+        seed=ctx.seed,
+        threads=ctx.threads,
+        max_rows_per_feed=-(-SCORED // len(feeds)),
+        progress=ctx.progress,
+    )
+    for name, moment in stream:
+        layer = by_node[name]
+        second = moment.second if moment.H is not None or moment.width <= 2048 else None
+        scale = max(goal[layer.node].variance, 1e-12)
+        cells = inner[name]
+        assert cells is not None
+        result.append(curvature(matrix(nodes[name]), moment.mean, second, moment.X, cells, free, scale))
+    return result
+
+
+def paired(model: Model, flow: Flow, feeds: Feeds, ctx: Context) -> dict[int, float]:
+    """Losses of units that two activations contract (q·kᵀ): E[a²]·E[b²] of the dimension, relative to all."""
+    nodes = {n.name: n for n in model.graph.nodes}
+    todo = [p for p in flow.products if p.weight == -1 and flow.atoms.resolve(p.inner) is not None]
+    found: dict[int, float] = {}
+    if not todo:
+        return found
+    names = [t.name for p in todo for t in nodes[p.node].inputs[:2]]
+    tap = Tap(model, names, threads=ctx.threads)
+    energy: dict[tuple[str, int], Any] = {}
+    few = feeds.spread(16)
+    for feed in few:
+        values = tap.run(feed)
+        for p in todo:
+            for k in (0, 1):
+                x = values[nodes[p.node].inputs[k].name]
+                axis = _contracted(nodes[p.node], k, x.ndim)
+                rest = tuple(a for a in range(x.ndim) if a != axis)
+                energy[p.node, k] = energy.get((p.node, k), 0.0) + np.square(x, dtype=np.float64).mean(rest)
+    for p in todo:
+        product = energy[p.node, 0] * energy[p.node, 1]
+        share = product / max(float(np.sum(product)), 1e-30)
+        cells = flow.atoms.resolve(p.inner)
+        for position, row in enumerate(cells if cells is not None else ()):
+            for atom in row[row > 0]:
+                found[int(atom)] = found.get(int(atom), 0.0) + float(share[position])
+    return found
+
+
+def _contracted(node: gs.Node, index: int, rank: int) -> int:
+    if node.op == "Gemm":
+        flipped = bool(node.attrs.get(("transA", "transB")[index], 0))
+        return (1 - index) ^ int(flipped)
+    return rank - 1 if index == 0 or rank == 1 else rank - 2
+
+
+def magnitudes(model: Model, groups: Groups, power: int, bn: bool = False) -> dict[int, float]:
+    """Mean norm of a unit's slices of every weight that it cuts, relative to the mean slice (bn: of |gamma|)."""
+    flow, nodes = groups.flow, {n.name: n for n in model.graph.nodes}
+    free = set(groups.units.tolist())
+    total: dict[int, float] = {}
+    count: dict[int, int] = {}
+    for one in flow.cuts:
+        node = nodes[one.node]
+        values = edit.const(node, one.index)
+        gamma = node.op == "BatchNormalization" and one.index == 1
+        if values is None or (values.ndim < 2 and not (bn and gamma)) or (bn and not gamma):
+            continue
+        cells = flow.atoms.resolve(one.cells)
+        if cells is None:
+            continue
+        rest = tuple(a for a in range(values.ndim) if a != one.axis % values.ndim)
+        norm = (np.abs(values.astype(np.float64)) ** power).sum(rest)
+        norm = norm / max(float(norm.mean()), 1e-30)
+        for position, row in enumerate(cells):
+            for atom in row:
+                if int(atom) in free:
+                    total[int(atom)] = total.get(int(atom), 0.0) + float(norm[position])
+                    count[int(atom)] = count.get(int(atom), 0) + 1
+    return {u: total[u] / count[u] for u in total}
+
+
+__all__ = ["FEEDS", "Plan", "chunks", "curvatures", "fitting_feeds", "goals", "layers", "magnitudes", "paired"]

@@ -1,0 +1,170 @@
+"""The pass: remove channels, neurons, heads and head dimensions, and refit what stays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ...ir import Model
+from ...ir import order as graph_order
+from ...ir.errors import OptionError
+from ..base import Context, LossyPass, PassResult, Skip
+from . import dead, grouping
+from . import plan as planning
+from .amount import Amount, chosen
+from .cut import alive_after, cut
+from .order import Order, greedy
+from .plan import Plan
+from .refit import refit
+
+DEFAULT_MOST = 0.5  # share of channels at strength 1 when nobody says
+
+
+@dataclass(frozen=True)
+class Prune(LossyPass):
+    """Remove whole channels, neurons and attention heads, and refit what stays to the original's outputs.
+
+    With data the choice is second-order (the loss that remains after the best refit), and every layer is fitted again
+    in closed form, from the first to the last, on what the smaller model feeds it. Without data only what is provably
+    dead goes, unless an amount is given.
+    """
+
+    name: ClassVar[str] = "prune"
+
+    ratio: float | None = field(
+        default=None, metadata={"help": "share of channels to remove, e.g. 0.3", "min": 0, "max": 0.99}
+    )
+    macs: float | None = field(default=None, metadata={"help": "share of the MACs to remove", "min": 0, "max": 0.99})
+    params: float | None = field(
+        default=None, metadata={"help": "share of the parameters to remove", "min": 0, "max": 0.99}
+    )
+    criterion: str = field(
+        default="auto",
+        metadata={
+            "help": "what decides: obs (second order, needs data), l1, l2, bn, random; auto: obs with data, else l1",
+            "choices": ("auto", "obs", "l1", "l2", "bn", "random"),
+        },
+    )
+    scope: str = field(
+        default="global",
+        metadata={
+            "help": "global: loss per MAC over the whole model; local: every layer alike",
+            "choices": ("global", "local"),
+        },
+    )
+    round_to: int | None = field(
+        default=None,
+        metadata={"help": "channel counts are multiples of this; the target's where it pays when none", "min": 1},
+    )
+    min_channels: int = field(default=1, metadata={"help": "channels that every layer keeps at least", "min": 1})
+    refit: bool = field(default=True, metadata={"help": "fit what stays to the original's outputs (needs data)"})
+    lossless: bool = field(default=False, metadata={"help": "remove only channels that provably change nothing"})
+    norms: str = field(
+        default="pin",
+        metadata={"help": "widths under LayerNorm and its like: pin leaves them alone", "choices": ("pin",)},
+    )
+
+    def __post_init__(self) -> None:
+        given = [n for n in ("ratio", "macs", "params") if getattr(self, n) is not None]
+        if len(given) > 1:
+            raise OptionError(f"prune: give one of {' and '.join(given)}, not both")
+        if given and self.lossless:
+            raise OptionError(f"prune: lossless removes what is dead and nothing else; leave out {given[0]}")
+
+    @property
+    def explicit(self) -> bool:
+        """Whether ratio, macs or params says how much (or only what is dead may go)."""
+        return self.lossless or any(x is not None for x in (self.ratio, self.macs, self.params))
+
+    @property
+    def amount(self) -> Amount:
+        """What strength 1 removes."""
+        if self.macs is None and self.params is None and self.ratio is None:
+            return Amount(DEFAULT_MOST)
+        return Amount(self.ratio, self.macs, self.params)
+
+    def plan(self, model: Model, ctx: Context) -> Plan:
+        """Groups, statistics, and the order in which units go."""
+        found = grouping.find(model, ctx.fit.first(), ctx.excluded, self.norms, min_channels=self.min_channels)
+        real = ctx.source != "random"
+        if self.lossless or (not real and not self.explicit):
+            held = "" if self.lossless else "no real data was given (--data): only channels that are provably dead go"
+            if held:
+                ctx.note(f"prune: {held}; prune:ratio=0.3 removes by magnitude all the same")
+            return Plan(found, dead.order(model, found), held_back=held)
+        if not real:
+            ctx.note("prune: no real data was given; channels go by magnitude, nothing is refitted, expect damage")
+        return self._with_data(model, found, ctx, real)
+
+    def _with_data(self, model: Model, found: grouping.Groups, ctx: Context, real: bool) -> Plan:
+        criterion = self.criterion if self.criterion != "auto" else "obs" if real else "l1"
+        feeds = planning.fitting_feeds(ctx)
+        kinds = planning.layers(model)
+        goals = planning.goals(model, kinds, feeds, ctx) if real or criterion == "obs" else {}
+        curves = planning.curvatures(model, found, kinds, goals, feeds, ctx) if criterion == "obs" else []
+        extra = self._fixed(model, found, criterion, feeds, ctx)
+        order = greedy(found, curves, extra, self.scope, self._enough(len(found.units)))
+        return Plan(found, order, kinds, goals if self.refit and real else {}, feeds)
+
+    def _fixed(
+        self, model: Model, found: grouping.Groups, criterion: str, feeds: Any, ctx: Context
+    ) -> dict[int, float]:
+        """Losses that do not change while units go."""
+        if criterion == "obs":
+            return planning.paired(model, found.flow, feeds, ctx)
+        if criterion == "random":
+            rng = np.random.default_rng(ctx.seed)
+            return dict(zip(found.units.tolist(), rng.random(len(found.units)).tolist()))
+        scores = planning.magnitudes(model, found, 2 if criterion == "l2" else 1, criterion == "bn")
+        if criterion == "bn" and not scores:
+            ctx.note("prune: criterion=bn finds no BatchNormalization left (they were fused); l1 is used")
+            scores = planning.magnitudes(model, found, 1)
+        return scores
+
+    def _enough(self, total: int) -> Any:
+        """Stop the order where no strength, nor any rounding, would look."""
+        amount = self.amount
+        wanted = (
+            amount.macs if amount.macs is not None else amount.params if amount.params is not None else amount.ratio
+        )
+        most = min(0.99, 1.3 * (wanted or 0.0) + 0.1)
+        reach = Amount(most if amount.ratio is not None else None, amount.macs and most, amount.params and most)
+        return lambda order: reach.reached(order, len(order), total, 1.0)
+
+    def apply(self, model: Model, plan: Plan, strength: float, ctx: Context) -> PassResult:
+        """Remove the units that this strength reaches, then refit."""
+        skipped = tuple(Skip(node, why) for node, why in plan.groups.flow.refused.items())
+        gone = self._gone(plan, strength, ctx)
+        if not len(gone):
+            why = plan.held_back or "nothing that may go was found"
+            return PassResult(False, {"channels removed": 0}, (*skipped, Skip("*", why)))
+        cut(model, plan.groups.flow, gone)
+        fitted = 0
+        if plan.goals and plan.feeds is not None:
+            graph_order.sort(model)
+            fitted = refit(model, plan.layers, plan.feeds, plan.goals, self._kept(plan, gone), ctx)
+        did = {"channels removed": len(gone), "of": len(plan.groups.units), "layers refitted": fitted}
+        return PassResult(True, did, skipped)
+
+    def _gone(self, plan: Plan, strength: float, ctx: Context) -> np.ndarray:
+        if self.lossless or plan.held_back:
+            return np.array(plan.order.units, np.int64)
+        multiple = ctx.target.channel_multiple if self.round_to is None else self.round_to
+        return chosen(plan.groups, plan.order, self.amount, strength, multiple, self.round_to is not None)
+
+    def _kept(self, plan: Plan, gone: np.ndarray) -> dict[str, np.ndarray]:
+        """Which outputs of every layer are left."""
+        flow = plan.groups.flow
+        alive = alive_after(flow, gone)
+        kept = {}
+        for layer in plan.layers:
+            width = plan.goals[layer.node].rows[0].shape[1]
+            labels = flow.labels.get(layer.witness)
+            cells = None if labels is None else labels[1 if layer.op == "Conv" else -1]
+            kept[layer.node] = np.ones(width, bool) if cells is None else alive(cells)
+        return kept
+
+
+__all__ = ["Order", "Prune"]

@@ -1,0 +1,136 @@
+"""The closed forms of pruning against brute force."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from onnxslim_opt.ir.labels import Atoms, join
+from onnxslim_opt.passes.prune.layers import layers
+from onnxslim_opt.passes.prune.march import March, Shelf
+from onnxslim_opt.passes.prune.refit import error, solve
+from onnxslim_opt.passes.prune.score import curvature
+from onnxslim_opt.passes.prune.stats import Sums
+from onnxslim_opt.runtime.session import Session
+from test_prune_flow import image, residual
+
+RNG = np.random.default_rng(3)
+ROWS, WIDTH, OUT = 400, 6, 4
+
+
+def data() -> tuple[np.ndarray, np.ndarray]:
+    """Correlated rows with a mean, and a weight."""
+    x = RNG.standard_normal((ROWS, WIDTH)) @ RNG.standard_normal((WIDTH, WIDTH)) + RNG.standard_normal(WIDTH)
+    return x, RNG.standard_normal((OUT, WIDTH))
+
+
+def least_squares(x: np.ndarray, y: np.ndarray) -> float:
+    """Mean squared residual, summed over outputs, of the best affine fit."""
+    wide = np.c_[x, np.ones(len(x))]
+    return float(np.square(y - wide @ np.linalg.lstsq(wide, y, rcond=None)[0]).sum() / len(x))
+
+
+def losses(x: np.ndarray, w: np.ndarray, each: int = 1):
+    cells = np.arange(1, WIDTH // each + 1)[:, None]
+    free = np.ones(WIDTH + 1, bool)
+    second = x.T @ x / len(x)
+    return curvature(w[None].copy(), x.mean(0), second, None, cells, free, 1.0)
+
+
+def test_a_loss_is_the_least_squares_error_without_the_unit() -> None:
+    x, w = data()
+    found = losses(x, w).losses(range(1, WIDTH + 1))
+    for k in range(WIDTH):
+        expected = least_squares(np.delete(x, k, 1), x @ w.T)
+        assert found[k + 1] == pytest.approx(expected, rel=0.05)  # the ridge of the inverse
+
+
+def test_losses_after_a_removal_add_up() -> None:
+    x, w = data()
+    curve = losses(x, w, each=2)
+    total = curve.losses([2])[2]
+    curve.remove([2])
+    total += curve.losses([1])[1]
+    assert total == pytest.approx(least_squares(x[:, 4:], x @ w.T), rel=0.05)
+
+
+def test_the_fit_is_ordinary_least_squares_without_a_ridge() -> None:
+    x, w = data()
+    y = x @ w.T + 0.1 * RNG.standard_normal((ROWS, OUT))
+    sums = Sums()
+    sums.add(x[None].astype(np.float32), y[None].astype(np.float32))
+    weights, bias = solve(np.zeros((1, OUT, WIDTH)), sums, 1e-9, True)
+    assert error(weights, bias, sums) / ROWS == pytest.approx(least_squares(x, y), rel=1e-3)
+    prior = w[None] + 1.0
+    assert np.allclose(solve(prior, sums, 1e9, True)[0], prior, atol=1e-5)
+
+
+def test_the_march_sees_what_a_whole_run_sees() -> None:
+    model = residual()
+    feeds = [image(2, 3, 8, 8), image(1, 3, 8, 8)]
+    found = layers(model)
+    march = March(model, found, feeds, 1, budget=2000)  # some tensors in files
+    for level in sorted({march.level[x.node] for x in found}):
+        names = [x.x for x in found if march.level[x.node] == level]
+        whole = Session(model, outputs=names, optimize=False)
+        for feed, values in zip(feeds, march.to(level, names), strict=True):
+            expected = whole.run(feed)
+            assert all(np.allclose(values[n], expected[n], atol=1e-5) for n in names)
+
+
+def test_the_shelf_files_what_does_not_fit() -> None:
+    shelf = Shelf(100)
+    for k in range(3):
+        shelf.put("t", k, np.full(20, k, np.float32))
+    assert [shelf.get("t", k)[0] for k in range(3)] == [0, 1, 2] and shelf.filed
+    shelf.drop({"t"})
+    assert not shelf.held and not shelf.filed and shelf.used == 0
+
+
+def test_the_sum_behind_a_residual_branch_is_its_witness() -> None:
+    branch = [x for x in layers(residual()) if x.other]
+    assert len(branch) == 1 and branch[0].other != branch[0].y and branch[0].witness != branch[0].y
+
+
+class TestAtoms:
+    """Labels by themselves."""
+
+    def test_united_atoms_resolve_to_one(self) -> None:
+        atoms = Atoms()
+        a, b = atoms.fresh(3), atoms.fresh(3)
+        atoms.unify(a, b, "")
+        assert np.array_equal(atoms.resolve(a), atoms.resolve(b))
+
+    def test_pins_spread_to_everything_united(self) -> None:
+        atoms = Atoms()
+        a, b = atoms.fresh(2), atoms.fresh(2)
+        atoms.unify(a, b, "")
+        atoms.pin(b[:1], "reason")
+        found = atoms.resolve(a)
+        assert found is not None and found[0] == 0 and found[1] != 0
+        assert atoms.pinned(int(a[0, 0])) == "reason" and atoms.pinned(int(a[1, 0])) is None
+
+    def test_a_grid_gives_rows_and_columns(self) -> None:
+        atoms = Atoms()
+        flat = atoms.fresh(6)
+        rows, columns = atoms.factor(flat.reshape(2, 3, 1), "t")
+        again = atoms.resolve(flat)
+        assert rows is not None and columns is not None and again is not None and again.shape == (6, 2)
+        assert len(np.unique(rows)) == 2 and len(np.unique(columns)) == 3
+
+    def test_two_grids_of_one_axis_find_their_common_refinement(self) -> None:
+        atoms = Atoms()
+        flat = atoms.fresh(12)
+        atoms.factor(flat.reshape(3, 4, 1), "t")
+        rows, columns = atoms.factor(atoms.resolve(flat).reshape(6, 2, -1), "t")
+        assert rows is not None and columns is not None
+        assert len(np.unique(columns)) == 2 and rows.shape == (6, 2)  # 3 x 2 rows
+
+    def test_heads_match_heads_when_grids_meet(self) -> None:
+        atoms = Atoms()
+        one, two = atoms.fresh(6), atoms.fresh(6)
+        a, b = atoms.factor(one.reshape(2, 3, 1), "t")
+        c, d = atoms.factor(two.reshape(2, 3, 1), "t")
+        atoms.unify(one, two, "")
+        assert np.array_equal(atoms.resolve(a), atoms.resolve(c))
+        assert np.array_equal(atoms.resolve(b), atoms.resolve(d))
+        assert join(None, None) is None

@@ -1,0 +1,178 @@
+"""The pass: what it promises about amounts, strengths, refusals and recovery, on models that ship with the project."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import helper
+from onnxslim_opt.ir.errors import OptionError
+from onnxslim_opt.model_zoo import tasks
+from onnxslim_opt.passes.base import Context
+from onnxslim_opt.passes.prune import Prune, groups
+from onnxslim_opt.passes.simplify import Simplify
+from onnxslim_opt.passes.target import Target
+from onnxslim_opt.runtime import feeds
+from onnxslim_opt.runtime.session import Session
+from prune_twin import build, distance, run
+
+from onnxslim_opt import ir
+
+ZOO = Path(__file__).resolve().parents[1] / "model_zoo"
+
+
+@cache
+def simplified(name: str) -> ir.Model:
+    model = ir.load(ZOO / f"{name}.onnx")
+    Simplify().run(model, context(model, "random"))
+    return finish(model)
+
+
+def load(name: str) -> ir.Model:
+    return simplified(name).copy()
+
+
+def context(model: ir.Model, data: Any = None, **more: Any) -> Context:
+    found = feeds.resolve(data, model)
+    fit, check = found.split()
+    return Context(Target(), fit, check, found.source, model, None, **more)  # type: ignore[arg-type]
+
+
+@cache
+def digits() -> list[dict[str, np.ndarray]]:
+    return list(tasks.digits_data())
+
+
+def accuracy(model: ir.Model) -> float:
+    return tasks.digits_metric(Session(model).run)
+
+
+def finish(model: ir.Model) -> ir.Model:
+    ir.order.sort(model)
+    ir.shapes.refresh(model)
+    ir.verify.check(model)
+    return model
+
+
+def prune(name: str, source: Any = None, **options: Any) -> tuple[ir.Model, ir.Model]:
+    model = load(name)
+    ctx = context(model, digits() if source is None else source)
+    small = model.copy()
+    Prune(**options).run(small, ctx)
+    return model, finish(small)
+
+
+@pytest.mark.parametrize("name", ["digits_resnet", "digits_mobilenet", "digits_vit"])
+def test_a_quarter_of_the_macs_goes_and_accuracy_stays(name: str) -> None:
+    model, small = prune(name, macs=0.25, round_to=1)
+    assert ir.cost.of(small).macs <= 0.76 * ir.cost.of(model).macs
+    assert accuracy(small) >= accuracy(model) - 0.03
+
+
+def test_the_refit_recovers_what_the_cut_broke() -> None:
+    _, raw = prune("digits_resnet", macs=0.5, round_to=1, refit=False)
+    model, fitted = prune("digits_resnet", macs=0.5, round_to=1)
+    assert accuracy(fitted) > accuracy(raw) + 0.05
+    assert accuracy(fitted) >= accuracy(model) - 0.1
+
+
+def test_strength_takes_more_and_more_of_one_plan() -> None:
+    model = load("digits_resnet")
+    ctx, wanted = context(model, digits()), Prune(macs=0.4)
+    plan, costs = wanted.plan(model, ctx), []
+    before = ir.to_bytes(model)
+    for strength in (0.1, 0.4, 0.7, 1.0):
+        small = model.copy()
+        wanted.apply(small, plan, strength, ctx)
+        costs.append(ir.cost.of(finish(small)).macs)
+    assert ir.to_bytes(model) == before, "planning and applying to copies edits the model"
+    assert costs == sorted(costs, reverse=True) and costs[-1] <= 0.6 * ir.cost.of(model).macs
+
+
+def test_two_runs_give_the_same_bytes() -> None:
+    first, second = (prune("digits_resnet", ratio=0.3)[1] for _ in range(2))
+    assert ir.to_bytes(first) == ir.to_bytes(second)
+
+
+@pytest.mark.parametrize("criterion", ["obs", "l1", "l2", "random"])
+@pytest.mark.parametrize("scope", ["global", "local"])
+def test_every_criterion_removes_the_share_that_was_asked_for(criterion: str, scope: str) -> None:
+    model = load("digits_resnet")
+    small = model.copy()
+    wanted = Prune(ratio=0.3, criterion=criterion, scope=scope, round_to=1, refit=False)
+    did = wanted.run(small, context(model, digits())).did
+    assert did["channels removed"] == round(0.3 * int(did["of"]))
+
+
+def test_counts_are_multiples_and_layers_keep_their_minimum() -> None:
+    _, small = prune("digits_resnet", ratio=0.6, round_to=4)
+    widths = [n.inputs[1].shape[0] for n in small.nodes() if n.op == "Conv"]
+    assert all(w % 4 == 0 for w in widths), widths
+    _, small = prune("digits_resnet", ratio=0.9, round_to=1, min_channels=5)
+    assert min(n.inputs[1].shape[0] for n in small.nodes() if n.op == "Conv") >= 5
+
+
+def test_excluded_nodes_are_left_alone() -> None:
+    model = load("digits_resnet")
+    names = [n.name for n in model.nodes() if n.op == "Conv"]
+    ctx = context(model, digits(), exclude=re.compile(f"^{re.escape(names[1])}$"))
+    small = model.copy()
+    result = Prune(ratio=0.5, round_to=1).run(small, ctx)
+    shapes = {n.name: tuple(n.inputs[1].shape) for n in small.nodes() if n.op == "Conv"}
+    before = {n.name: tuple(n.inputs[1].shape) for n in model.nodes() if n.op == "Conv"}
+    assert shapes[names[1]] == before[names[1]] and shapes != before
+    assert any(s.node == names[1] and s.reason == "excluded" for s in result.skipped)
+
+
+def test_without_data_nothing_goes_unless_it_is_dead() -> None:
+    said: list[str] = []
+    model = load("digits_resnet")
+    small = model.copy()
+    result = Prune().run(small, context(model, "random", on_note=said.append))
+    assert not result.changed and any("no real data" in s for s in said)
+    assert any("no real data" in s.reason for s in result.skipped)
+
+
+def test_without_data_an_explicit_amount_goes_by_magnitude_and_says_so() -> None:
+    said: list[str] = []
+    model = load("digits_resnet")
+    small = model.copy()
+    result = Prune(ratio=0.2).run(small, context(model, "random", on_note=said.append))
+    assert result.changed and result.did["layers refitted"] == 0 and any("damage" in s for s in said)
+    finish(small)
+
+
+def test_lossless_takes_channels_that_nobody_reads_and_nothing_else() -> None:
+    rng = np.random.default_rng(0)
+    w = {k: rng.standard_normal(s).astype(np.float32) for k, s in {"a": (8, 3, 3, 3), "b": (6, 8, 3, 3)}.items()}
+    w["b"][:, [1, 4, 5]] = 0
+    nodes = [
+        helper.make_node("Conv", ["x", "a"], ["y"], name="first"),
+        helper.make_node("Relu", ["y"], ["z"]),
+        helper.make_node("Conv", ["z", "b"], ["out"], name="second"),
+    ]
+    model = build(nodes, {"x": [1, 3, 8, 8]}, w)
+    small = model.copy()
+    assert Prune(lossless=True).run(small, context(model, "random")).changed
+    x = {"x": rng.standard_normal((1, 3, 8, 8)).astype(np.float32)}
+    assert distance(run(ir.to_proto(model), x), run(ir.to_proto(finish(small)), x)) < 1e-6
+    assert [tuple(n.inputs[1].shape[:2]) for n in small.nodes() if n.op == "Conv"] == [(5, 3), (6, 5)]
+
+
+@pytest.mark.parametrize("options", [{"ratio": 0.3, "macs": 0.3}, {"lossless": True, "params": 0.2}])
+def test_contradicting_amounts_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(OptionError, match="prune"):
+        Prune(**options)
+
+
+def test_heads_neurons_and_head_dimensions_of_a_transformer_are_groups() -> None:
+    rows = [r for r in groups(load("digits_vit")).describe() if r.pinned is None]
+    assert {r.channels for r in rows} == {4, 16, 160}
+
+
+def test_only_given_amounts_are_explicit() -> None:
+    assert Prune(ratio=0.3).explicit and Prune(lossless=True).explicit and not Prune(round_to=8).explicit
