@@ -1,0 +1,65 @@
+"""Reductions over the spatial axes as global pooling, and reductions of reductions as one.
+
+Sums run in another order, so results differ by float rounding.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from ...ir import edit
+from ..rewrite import Outcome, Rewriter, Rule
+
+_POOLS = {"ReduceMean": "GlobalAveragePool", "ReduceMax": "GlobalMaxPool"}
+
+
+def _axes(rw: Rewriter, node: gs.Node) -> list[int] | None:
+    return list(node.attrs["axes"]) if "axes" in node.attrs else rw.ints(edit.get(node, 1))
+
+
+def _float(tensor: Any) -> bool:
+    return tensor.dtype is not None and np.dtype(tensor.dtype).name in ("float32", "float64")
+
+
+def _global(rw: Rewriter, node: gs.Node) -> Outcome:
+    """Mean or maximum over all spatial axes of [N, C, H, W, ...], kept as ones.
+
+    Rank 3 is left alone: there it is mostly the mean of a normalization over features.
+    """
+    x, axes = node.inputs[0], _axes(rw, node)
+    rank = rw.rank(x)
+    if rank is None or rank < 4 or not axes or not node.attrs.get("keepdims", 1) or not _float(x):
+        return None
+    if sorted(a % rank for a in axes) != list(range(2, rank)):
+        return None
+    return rw.become(node, _POOLS[node.op], [x])
+
+
+def _twice(rw: Rewriter, node: gs.Node) -> Outcome:
+    """The same reduction over one axis after another."""
+    inner = rw.inner(node.inputs[0], node.op)
+    if inner is None or not rw.together(node, inner):
+        return None
+    first, second = _axes(rw, inner), _axes(rw, node)
+    rank = rw.rank(inner.inputs[0])
+    if not first or not second or rank is None:
+        return None
+    if not (node.attrs.get("keepdims", 1) and inner.attrs.get("keepdims", 1)):
+        return None
+    both = sorted({a % rank for a in (*first, *second)})
+    if len(both) != len(first) + len(second):
+        return None
+    attrs: dict[str, Any] = {"keepdims": 1}
+    if "axes" in node.attrs:
+        return rw.become(node, node.op, [inner.inputs[0]], {**attrs, "axes": both})
+    axes = rw.constant(f"{node.name}_axes", np.array(both, np.int64))
+    return rw.become(node, node.op, [inner.inputs[0], axes], attrs)
+
+
+RULES = (
+    Rule("reductions to global pooling", tuple(_POOLS), _global),
+    Rule("reductions joined", ("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceProd"), _twice),
+)

@@ -1,0 +1,67 @@
+"""`simplify`: fold, clean and fuse until nothing changes. The lossless base of every other pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ..ir import Model, from_proto, order, shapes, to_proto
+from .base import Context, Pass, PassResult
+from .clean import Clean
+from .fold import Fold
+from .fuse import Fuse
+
+ROUNDS = 8
+
+
+@dataclass(frozen=True)
+class Simplify(Pass):
+    """Fold constants, remove what does nothing and fuse operators, again and again until nothing changes.
+
+    fuse: also fuse operators (float results differ by rounding); without it values stay the same.
+    growth: how much the weights may grow in total when constants are folded, as a fraction.
+    """
+
+    name: ClassVar[str] = "simplify"
+    fuse: bool = True
+    growth: float = 0.005
+
+    def run(self, model: Model, ctx: Context | None = None) -> PassResult:
+        """Edit `model` in place."""
+        did: dict[str, int | float | str] = {}
+        steps: list[Pass] = [Clean(), Fold(self.growth), *([Fuse()] if self.fuse else [])]
+        skipped: dict[str, object] = {}
+        inlined = inline_functions(model)
+        if inlined:
+            did["functions inlined"] = inlined
+        for _ in range(ROUNDS):
+            shapes.refresh(model)
+            changed = False
+            for step in steps:
+                result = step.run(model, ctx)  # type: ignore[arg-type]
+                order.sort(model)
+                changed |= result.changed
+                for key, value in result.did.items():
+                    did[key] = int(did.get(key, 0)) + int(value)
+                skipped.update({s.node: s for s in result.skipped})
+            if not changed:
+                break
+        alive = {n.name for n in model.nodes()}
+        refusals = tuple(s for name, s in skipped.items() if name in alive)
+        return PassResult(bool(did), did, refusals)  # type: ignore[arg-type]
+
+
+def inline_functions(model: Model) -> int:
+    """Put the bodies of the model's own functions where they are called; returns how many functions there were.
+
+    By way of onnx's inliner and a proto, and so only for models that have functions.
+    """
+    if not model.header.functions:
+        return 0
+    import onnx.inliner
+
+    count = len(model.header.functions)
+    inlined = from_proto(onnx.inliner.inline_local_functions(to_proto(model)))
+    model.graph, model.header = inlined.graph, inlined.header
+    model.__dict__.pop("_namer", None)
+    return count

@@ -1,0 +1,74 @@
+"""`clean`: every case file, and what text cannot show."""
+
+import casefiles
+import numpy as np
+import pytest
+from onnxslim_opt.ir import shapes, text
+from onnxslim_opt.passes.clean import Clean
+
+from onnxslim_opt import ir
+
+
+@pytest.mark.parametrize("path", casefiles.found("clean"), ids=lambda p: p.stem)
+def test_case(path):
+    casefiles.check(path)
+
+
+def _clean(source):
+    model = text.parse(source)
+    shapes.refresh(model)
+    return model, Clean().run(model)
+
+
+def test_counts():
+    _, result = _clean("""
+        g (float[2] x) => (float[2] y) <float[2] a = {1.0, 2.0}, float[2] b = {1.0, 2.0}> {
+          dead = Exp(x)
+          c = Mul(x, a)
+          d = Mul(x, b)
+          e = Identity(c)
+          y = Add(e, d)
+        }""")
+    assert result.did == {
+        "dead nodes removed": 1,
+        "duplicate constants merged": 1,
+        "duplicate nodes merged": 1,
+        "identities removed": 1,
+    }
+
+
+def test_nothing_to_do_changes_nothing():
+    model, result = _clean("g (float[2] x) => (float[2] y) { a = Exp(x)\n y = Log(a) }")
+    assert not result.changed
+    assert len(list(model.nodes())) == 2
+
+
+def test_an_output_takes_its_name_along():
+    model, _ = _clean("g (float[2] x) => (float[2] y) { a = Exp(x)\n y = Identity(a) }")
+    (node,) = model.nodes()
+    assert node.op == "Exp"
+    assert node.outputs[0].name == "y"
+
+
+def test_a_loop_value_that_passes_through_stays():
+    source = """
+        g (float[1] x, int64 n) => (float[1] y, float[1] z) <bool go = {1}> {
+          y, z = Loop(n, go, x, x) <body = b (int64 i, bool c, float[1] v, float[1] u)
+            => (bool d, float[1] w, float[1] t) { d = Identity(c)
+            t = Identity(u)
+            w = Add(v, v) }>
+        }"""
+    model, _ = _clean(source)
+    session = casefiles.suite.session(ir.to_bytes(model))
+    y, z = session.run(None, {"x": np.ones(1, np.float32), "n": np.asarray(3)})
+    np.testing.assert_array_equal([y[0], z[0]], [8, 1])
+
+
+@pytest.mark.parametrize("kind", ["float", "float16", "int64"])
+def test_equal_bytes_of_another_type_are_not_equal(kind):
+    _, result = _clean(f"""
+        g (float[2] x, {kind}[2] v) => (float[2] y, {kind}[2] z) <float[2] a = {{0.0, 0.0}}, {kind}[2] b = {{0, 0}}> {{
+          y = Sub(a, x)
+          z = Sub(b, v)
+        }}""")
+    assert result.changed == (kind == "float")
