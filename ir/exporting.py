@@ -87,14 +87,15 @@ def _says(info: onnx.ValueInfoProto, tensor: Any) -> bool:
 Store = Callable[[gs.Constant], TensorProto]
 
 
-class _Exporter:
+class Exporter:
     def __init__(self, model: Model, shapes: bool, store: Store):
         self.model, self.shapes, self.store = model, shapes, store
         self.header = model.header
         self.homes = _constant_homes(model)
 
-    def graph(self, graph: gs.Graph, main: bool) -> onnx.GraphProto:
-        proto = onnx.GraphProto(name=graph.name or "graph", doc_string=graph.doc_string or "")
+    def graph(self, proto: onnx.GraphProto, graph: gs.Graph, main: bool) -> None:
+        """Fill `proto` in place: a message that is copied into another takes its weights' memory twice."""
+        proto.name, proto.doc_string = graph.name or "graph", graph.doc_string or ""
         constants = self.homes.get(id(graph), [])
         self.inputs(proto, graph, constants, main)
         for tensor in graph.outputs:
@@ -105,7 +106,6 @@ class _Exporter:
         for node in graph.nodes:
             proto.node.append(self.node(node))
         self.inner(proto, graph, main)
-        return proto
 
     def inputs(self, proto: onnx.GraphProto, graph: gs.Graph, constants: list[Any], main: bool) -> None:
         by_name = {t.name: t for t in graph.inputs}
@@ -160,7 +160,7 @@ class _Exporter:
             return value
         if isinstance(value, gs.Graph):
             proto = AttributeProto(name=key, type=AttributeProto.GRAPH)
-            proto.g.CopyFrom(self.graph(value, main=False))
+            self.graph(proto.g, value, main=False)
             return proto
         if isinstance(value, gs.Constant):
             return helper.make_attribute(key, tensor_proto(value))
@@ -213,7 +213,7 @@ def to_proto(
     store: makes the proto of an initializer (weights inline by default).
     """
     header = model.header
-    exporter = _Exporter(model, header.listed_shapes if shapes is None else shapes, store)
+    exporter = Exporter(model, header.listed_shapes if shapes is None else shapes, store)
     proto = onnx.ModelProto(
         ir_version=header.ir_version,
         producer_name=header.producer_name,
@@ -224,7 +224,7 @@ def to_proto(
     )
     for domain, version in _domains(model).items():
         proto.opset_import.append(helper.make_opsetid(domain, version))
-    proto.graph.CopyFrom(exporter.graph(model.graph, main=True))
+    exporter.graph(proto.graph, model.graph, main=True)
     for key, value in header.metadata.items():
         proto.metadata_props.add(key=key, value=value)
     proto.functions.extend(header.functions)

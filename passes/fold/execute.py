@@ -14,7 +14,7 @@ import onnx_graphsurgeon as gs
 from onnx import helper
 
 from ...ir import Model
-from ...ir.exporting import _Exporter, tensor_proto
+from ...ir.exporting import Exporter, tensor_proto
 from ..rewrite import captured, within
 
 # Constants up to this many elements are put into the proto: some kernels want them at load.
@@ -103,7 +103,7 @@ def _proto(
 ) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
     header = model.header
     graph = onnx.GraphProto(name="constant")
-    writer = _Exporter(model, False, tensor_proto)
+    writer = Exporter(model, False, tensor_proto)
     writer.homes = {}
     made = {id(t) for n in nodes for t in n.outputs}
     feeds: dict[str, np.ndarray] = {}

@@ -1,4 +1,6 @@
-"""In which order units go: greedily, by the loss that each adds for the MACs that it saves, losses down-dated.
+"""In which order units go: greedily, by the loss that each adds for what it saves, losses down-dated.
+
+What a unit saves is counted in what the user's amount is counted in: channels, MACs or parameters.
 
 The order is made once; every strength takes a prefix of it, so damage grows with strength.
 """
@@ -38,10 +40,11 @@ def greedy(
     extra: Mapping[int, float],
     scope: str,
     enough: Callable[[Order], bool],
+    currency: str = "macs",
 ) -> Order:
     """Remove units until it is enough. extra: losses that do not change (units without a linear consumer, or all
-    units when there are no curvatures)."""
-    work = _Work(groups, curvatures, extra)
+    units when there are no curvatures). currency: "channels", "macs" or "params", what savings are counted in."""
+    work = _Work(groups, curvatures, extra, currency)
     while work.alive and not enough(work.order):
         chosen = work.cheapest() if scope == "global" else work.cheapest_of_each()
         if not chosen:
@@ -51,7 +54,8 @@ def greedy(
 
 
 class _Work:
-    def __init__(self, groups: Groups, curvatures: Sequence[Curvature], extra: Mapping[int, float]):
+    def __init__(self, groups: Groups, curvatures: Sequence[Curvature], extra: Mapping[int, float], currency: str):
+        self.currency = currency
         self.ledger = groups.ledger
         self.ledger.reset()
         self.curvatures = curvatures
@@ -89,15 +93,15 @@ class _Work:
         return total
 
     def savings(self) -> Array:
-        """Share of the MACs that each unit saves now, with a little for its parameters, so that none is free.
+        """What each unit saves now, as a share; a little of the other cost counts too, so that none is free.
 
         Magnitudes are no losses: divided by what they save they would empty the widest layers. They count alone.
         """
-        if not self.curvatures:
+        if not self.curvatures or self.currency == "channels":
             return np.ones(self.counts.shape[0])
         macs = self.counts @ self.ledger.savings(self.ledger.macs) / self.total_macs
         params = self.counts @ self.ledger.savings(self.ledger.params) / self.total_params
-        return macs + 0.05 * params + 1e-12
+        return (params + 0.05 * macs if self.currency == "params" else macs + 0.05 * params) + 1e-12
 
     def cheapest(self) -> list[tuple[int, float]]:
         losses, savings = self.losses(), self.savings()

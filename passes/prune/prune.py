@@ -50,7 +50,7 @@ class Prune(LossyPass):
     scope: str = field(
         default="global",
         metadata={
-            "help": "global: loss per MAC over the whole model; local: every layer alike",
+            "help": "global: loss per channel, MAC or parameter (as the amount is given); local: every layer alike",
             "choices": ("global", "local"),
         },
     )
@@ -85,6 +85,11 @@ class Prune(LossyPass):
             return Amount(DEFAULT_MOST)
         return Amount(self.ratio, self.macs, self.params)
 
+    @property
+    def _currency(self) -> str:
+        """What savings are counted in: the unit of the amount; MACs when nobody says, since they are the time."""
+        return "channels" if self.ratio is not None else "params" if self.params is not None else "macs"
+
     def plan(self, model: Model, ctx: Context) -> Plan:
         """Groups, statistics, and the order in which units go."""
         found = grouping.find(model, ctx.fit.first(), ctx.excluded, self.norms, min_channels=self.min_channels)
@@ -105,7 +110,7 @@ class Prune(LossyPass):
         goals = planning.goals(model, kinds, feeds, ctx) if real or criterion == "obs" else {}
         curves = planning.curvatures(model, found, kinds, goals, feeds, ctx) if criterion == "obs" else []
         extra = self._fixed(model, found, criterion, feeds, ctx)
-        order = greedy(found, curves, extra, self.scope, self._enough(len(found.units)))
+        order = greedy(found, curves, extra, self.scope, self._enough(len(found.units)), self._currency)
         return Plan(found, order, kinds, goals if self.refit and real else {}, feeds)
 
     def _fixed(

@@ -1,0 +1,47 @@
+"""Raising the opset for per-channel quantize/dequantize pairs, which ONNX has from opset 13 on.
+
+The converter is onnx's own. What it hands back is believed only after it was checked, loaded and run beside the model
+as it was.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+
+from ... import ir
+from ...ir import Model
+from ...runtime import Session
+from ...runtime.feeds import Feeds
+
+PER_CHANNEL = 13
+TOLERANCE = 1e-5  # of the largest value of an output: kernels may sum in another order
+
+
+def raised(model: Model, feeds: Feeds, version: int = PER_CHANNEL) -> tuple[Model | None, str]:
+    """A new model at `version`, or None and the reason why there is none."""
+    if model.header.functions:
+        return None, "the model has functions of its own, which the opset converter does not carry over"
+    try:
+        proto = onnx.version_converter.convert_version(ir.to_proto(model), version)
+        proto.ir_version = max(proto.ir_version, model.header.ir_version, 7)
+        new = ir.from_proto(proto)
+        why = _differs(model, new, feeds)
+    except Exception as error:  # the converter raises whatever its C++ part throws
+        return None, f"raising the opset to {version} failed: {str(error).strip().splitlines()[0][:160]}"
+    return (None, why) if why else (new, "")
+
+
+def _differs(model: Model, new: Model, feeds: Feeds) -> str:
+    """Why the converted model is not the same, by running both on the first feed; "" when it is."""
+    feed = next(iter(feeds))
+    before, after = Session(model).run(feed), Session(new).run(feed)
+    for name, value in before.items():
+        other = after.get(name)
+        if other is None or getattr(other, "shape", None) != getattr(value, "shape", None):
+            return f"the opset converter changed output '{name}'"
+        if isinstance(value, np.ndarray) and value.dtype.kind == "f" and value.size:
+            gap = np.abs(value.astype(np.float64) - other.astype(np.float64)).max()
+            if not gap <= TOLERANCE * max(1.0, float(np.abs(value).max())):
+                return f"the opset converter changed the values of output '{name}' by up to {gap:.3g}"
+    return ""

@@ -1,0 +1,228 @@
+"""The plan: statistics, sensitivities and timed candidates, from which every strength takes its nodes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import onnx_graphsurgeon as gs
+
+from ...ir import Model, order, shapes
+from ...runtime import Session, latency, probe
+from ..base import Context, Skip
+from ..target import Target
+from . import eligible, insert, opset, placement, regions, rounding, sensitivity, statistics
+from .insert import Recipe
+from .placement import Placement
+from .rounding import Rounded
+from .statistics import Settings, Statistics
+
+PAYS = 1.04  # a region must be this much faster than float in the pairwise timing: its own spread is 1 to 2 %
+SECONDS = 2.0  # of timing for each candidate
+ROUNDS, LOOKED_AT = 3, 4  # tries to hold the floor, and feeds that it is measured on
+BORDERS = (1.0, 3.0)  # factors on the cost of conversions: many small regions, few large ones
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Nodes that compute in integers, how much faster than float that was timed (None: not timed), and the label."""
+
+    nodes: frozenset[str]
+    speedup: float | None
+    label: str
+    banned: frozenset[str] = frozenset()
+
+
+@dataclass
+class Plan:
+    """What `apply` takes its decisions from.
+
+    base: the float model at an opset that has per-channel pairs; None: weights are only stored, `why` says why.
+    noise: {group of tensors: relative noise power at the outputs}, loudest first; loud: the same of weights, by
+    name. rounded: weights rounded for their inputs, by name. aim: dB that
+    single noises are summed up to, so that the floor holds when they meet.
+    """
+
+    base: Model | None
+    target: Target
+    why: str = ""
+    able: Mapping[str, gs.Node] = field(default_factory=dict)
+    full: Placement = field(default_factory=lambda: Placement(frozenset()))
+    stats: Statistics | None = None
+    noise: Mapping[str, float] = field(default_factory=dict)
+    loud: Mapping[str, float] = field(default_factory=dict)
+    rounded: Mapping[str, Rounded] = field(default_factory=dict)
+    skips: tuple[Skip, ...] = ()
+    aim: float = -math.inf
+    timed: dict[float, Choice] = field(default_factory=dict)
+    table: list[dict[str, Any]] = field(default_factory=list)
+
+    def describe(self) -> str:
+        """What was decided for every tensor, for `inspect --quant`."""
+        lines = [self.why] if self.why else []
+        for name, decision in self.full.decisions.items():
+            alone = self.noise.get(name)
+            tail = f"  ({-10 * math.log10(alone):.1f} dB alone)" if alone else ""
+            lines.append(f"{decision}{tail}")
+        return "\n".join(lines)
+
+
+def make(model: Model, ctx: Context, settings: Settings, excluded: Callable[[gs.Node], bool]) -> Plan:
+    """Raise the opset if needed, place, calibrate and measure sensitivities. Does not edit `model`."""
+    able, skips = eligible.find(model, ctx.target, excluded)
+    if not any(eligible.is_linear(n) for n in able.values()):
+        return stored_only(model, ctx, settings, "no layer of this model has an integer kernel on this target", skips)
+    base, why = _base(model, ctx)
+    if base is None:
+        return stored_only(model, ctx, settings, why, skips)
+    able, skips = eligible.find(base, ctx.target, excluded)
+    nodes = between(base, able)
+    full = placement.place(base, nodes, ctx.target)
+    seen = statistics.collect(base, full.quantized(), settings, ctx, ctx.fit)
+    rounded = _rounded(base, ctx, settings)
+    stats = Statistics(settings, seen, probe.shapes(base, ctx.fit.first()), rounded)
+    noise = sensitivity.measure(base, full, stats, ctx.fit, ctx)
+    loud = sensitivity.measure_weights(base, rounded, ctx.fit, ctx)
+    return Plan(base, ctx.target, "", {n: able[n] for n in nodes}, full, stats, noise, loud, rounded, skips)
+
+
+def _rounded(model: Model, ctx: Context, settings: Settings) -> dict[str, Rounded]:
+    """Weights rounded for their inputs; none without real data, whose moments would be of noise."""
+    if settings.rounding == "nearest" or not settings.per_channel or ctx.source == "random":
+        return {}
+    return rounding.refine(model, ctx.fit, ctx)
+
+
+def stored_only(model: Model, ctx: Context, settings: Settings, why: str, skips: tuple[Skip, ...] = ()) -> Plan:
+    """A plan that only changes the storage of weights."""
+    rounded = _rounded(model, ctx, settings)
+    loud = sensitivity.measure_weights(model, rounded, ctx.fit, ctx)
+    return Plan(None, ctx.target, why, loud=loud, rounded=rounded, skips=skips)
+
+
+def _base(model: Model, ctx: Context) -> tuple[Model | None, str]:
+    if model.opset >= opset.PER_CHANNEL:
+        return model.copy(), ""
+    base, why = opset.raised(model, ctx.fit)
+    if base is not None:
+        order.sort(base)
+        shapes.refresh(base)
+    return base, why
+
+
+def between(model: Model, able: Mapping[str, gs.Node]) -> set[str]:
+    """The linear nodes and what lies between them."""
+    linear = [n for n, node in able.items() if eligible.is_linear(node)]
+    return placement.between(model, able, linear)
+
+
+def choose(plan: Plan, model: Model, ctx: Context, compute: str, floor_db: float, share: float) -> Choice:
+    """The nodes that compute in integers with the loudest `share` of tensors left float as well.
+
+    model: the float model as it came. compute: "all" takes everything that is left; "auto" what is fastest when timed
+    (on this machine) or by the cost table (elsewhere), and nothing when nothing beats float.
+    """
+    if share not in plan.timed:
+        plan.timed[share] = _choose(plan, model, ctx, compute, floor_db, share)
+    return plan.timed[share]
+
+
+def _choose(plan: Plan, model: Model, ctx: Context, compute: str, floor_db: float, share: float) -> Choice:
+    """The fastest candidate that holds the floor on a few fit feeds: errors that meet add up to more than their sum."""
+    plan.aim = max(plan.aim, floor_db)
+    best = _fastest(plan, model, ctx, compute, plan.aim, share)
+    for _ in range(ROUNDS):
+        level = quality(plan, best.nodes, ctx) if best.nodes else math.inf
+        if level >= floor_db:
+            break
+        plan.aim += floor_db - level + 1.0
+        best = _fastest(plan, model, ctx, compute, plan.aim, share)
+    return best
+
+
+def quality(plan: Plan, nodes: frozenset[str], ctx: Context) -> float:
+    """dB of output SQNR with these nodes in integers, on a few fit feeds."""
+    assert plan.base is not None
+    feeds = list(ctx.fit.spread(LOOKED_AT))
+    plain, other = (Session(m, threads=ctx.threads) for m in (plan.base, build(plan, nodes)))
+    noise = sensitivity.noise_of([plain.run(f) for f in feeds], [other.run(f) for f in feeds])
+    return -10 * math.log10(max(noise, 1e-30))
+
+
+def _fastest(plan: Plan, model: Model, ctx: Context, compute: str, floor_db: float, share: float) -> Choice:
+    found = candidates(plan, ctx, floor_db, share)
+    if compute == "all" or not found:
+        return found[0] if found else Choice(frozenset(), None, "nothing is left to compute in integers")
+    if not ctx.target.native:
+        return found[1] if len(found) > 1 and ctx.target.runtime == "onnxruntime" else found[0]
+    models = [model, *(build(plan, c.nodes) for c in found)]
+    rows = latency.bench(models, ctx.fit, threads=ctx.threads, timings=ctx.timings, seconds=SECONDS * len(models))
+    timed = [Choice(c.nodes, r.speedup, c.label, c.banned) for c, r in zip(found, rows[1:])]
+    plan.table += [
+        {"share": share, "what": c.label, "nodes": len(c.nodes), "speedup": round(c.speedup or 0.0, 4)} for c in timed
+    ]
+    best = max(timed, key=lambda c: c.speedup or 0.0)
+    if (best.speedup or 0.0) < PAYS:
+        return Choice(frozenset(), best.speedup, "integers are not faster than float here", best.banned)
+    return best
+
+
+def candidates(plan: Plan, ctx: Context, floor_db: float, share: float) -> list[Choice]:
+    """Different sets of nodes worth timing, everything possible first."""
+    assert plan.base is not None and plan.stats is not None
+    banned, deaf = _banned(plan, floor_db, share)
+    readers = placement.folds(plan.base, ctx.target)
+    inner = {r.inputs[0].name: r.outputs[0].name for n, r in readers.items() if n in plan.able}
+    able = {n: node for n, node in regions.without(plan.able, banned, inner).items() if n not in deaf}
+    able = {n: able[n] for n in _with_makers(plan, able, between(plan.base, able))}
+    sets = [("all", set(able))]
+    for factor in BORDERS:
+        chosen = regions.choose(plan.base, able, ctx.target, plan.stats.shapes, factor)
+        sets.append((f"regions, borders ×{factor:g}", _with_makers(plan, able, chosen)))
+    unique: dict[frozenset[str], str] = {}
+    for label, nodes in sets:
+        useful = frozenset(regions.only_useful(plan.base, nodes, ctx.target))
+        if useful:
+            unique.setdefault(useful, label)
+    return [Choice(nodes, None, label, banned) for nodes, label in unique.items()]
+
+
+def _banned(plan: Plan, floor_db: float, share: float) -> tuple[frozenset[str], set[str]]:
+    """Tensors that are not quantized and nodes whose weight is not, so that the sum of the rest is quiet enough."""
+    readers = {n.inputs[1].name: n.name for n in plan.able.values() if eligible.is_linear(n)}
+    both = {("tensor", g): v for g, v in plan.noise.items()}
+    both |= {("weight", w): v for w, v in plan.loud.items() if w in readers}
+    keys = {f"{kind} {name}": (kind, name) for kind, name in both}
+    chosen = [keys[k] for k in sensitivity.loudest({f"{a} {b}": v for (a, b), v in both.items()}, floor_db, share)]
+    groups = plan.full.groups()
+    tensors = frozenset(t for kind, g in chosen if kind == "tensor" for t in groups[g])
+    return tensors, {readers[w] for kind, w in chosen if kind == "weight"}
+
+
+def _with_makers(plan: Plan, able: Mapping[str, gs.Node], nodes: set[str]) -> set[str]:
+    """Without activations whose maker, into which they would have folded, stays float."""
+    assert plan.base is not None
+    makers = {r.inputs[0].name: r for r in able.values() if r.op in ("Relu", "Clip")}
+    inner = {n for n, d in plan.full.decisions.items() if d.how == "float"}
+    orphans = {
+        r.name
+        for t, r in makers.items()
+        if t in inner and r.inputs[0].inputs and r.inputs[0].inputs[0].name not in nodes
+    }
+    return nodes - orphans
+
+
+def recipe(plan: Plan, nodes: frozenset[str]) -> Recipe:
+    """Placement, scales and weights of a set of nodes."""
+    assert plan.base is not None and plan.stats is not None
+    return plan.stats.recipe(plan.base, placement.place(plan.base, nodes, plan.target))
+
+
+def build(plan: Plan, nodes: frozenset[str]) -> Model:
+    """A new model with these nodes in integers."""
+    assert plan.base is not None
+    model = plan.base.copy()
+    insert.insert(model, recipe(plan, nodes))
+    return model

@@ -1,0 +1,164 @@
+"""The pass `quant`: static INT8 by quantize/dequantize pairs where that is faster, 8-bit storage everywhere else."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import onnx_graphsurgeon as gs
+
+from ...ir import Model
+from ...ir.errors import OptionError
+from ..base import Context, LossyPass, PassResult, Skip
+from ..target import Target
+from . import calibrate, insert, planning, storage
+from .planning import Choice, Plan
+from .statistics import Settings
+
+
+def _option(default: Any, text: str, **more: Any) -> Any:
+    return field(default=default, metadata={"help": text, **more})
+
+
+@dataclass(frozen=True)
+class Quant(LossyPass):
+    """Static INT8: calibrated, fused as the target fuses, only where it is faster; other weights stored in 8 bits.
+
+    Activations are calibrated on the data, weights are symmetric per channel, biases int32. Tensors that hurt the
+    outputs most stay float. Without real data only the storage of weights is changed.
+    """
+
+    name: ClassVar[str] = "quant"
+    raises_opset: ClassVar[bool] = True
+    default_sqnr: ClassVar[float | None] = None  # kept when it pays; `floor` holds its own noise
+
+    calibrate: str = _option("mse", "how ranges of activations are chosen", choices=calibrate.METHODS)
+    percentile: float = _option(99.99, "for calibrate=percentile: per cent of values kept", min=50.0, max=100.0)
+    weights: str = _option("per_channel", "scales of weights", choices=("per_channel", "per_tensor"))
+    exclude: str = _option("", "regular expression of node names that stay as they are")
+    compute: str = _option(
+        "auto", "integer kernels: where they pay, wherever possible, or nowhere", choices=("auto", "all", "none")
+    )
+    types: str = _option(
+        "auto", "activations × weights; auto: what the target is fast with", choices=("auto", "u8s8", "s8s8")
+    )
+    store: bool = _option(True, "store weights of float layers in 8 bits")
+    floor: float = _option(25.0, "dB of output SQNR that is held by leaving the most sensitive tensors float")
+    rounding: str = _option(
+        "second_order", "of weights: for the inputs they meet, or to nearest", choices=("second_order", "nearest")
+    )
+
+    def __post_init__(self) -> None:
+        try:
+            re.compile(self.exclude)
+        except re.error as error:
+            raise OptionError(f"exclude: {self.exclude!r} is no regular expression: {error}") from None
+
+    @property
+    def explicit(self) -> bool:
+        """`compute=all` asks for everything."""
+        return self.compute == "all"
+
+    def plan(self, model: Model, ctx: Context) -> Plan:
+        """Place, calibrate on the fit feeds, measure sensitivities."""
+        if self.compute == "none":
+            return planning.stored_only(
+                model, ctx, self._settings(ctx.target), "compute=none: everything computes in float"
+            )
+        if ctx.source == "random" and self.compute != "all":
+            why = "no real data: random feeds say nothing of activations, so weights are only stored in 8 bits"
+            ctx.note(f"quant: {why}")
+            return planning.stored_only(model, ctx, self._settings(ctx.target), why)
+        return planning.make(model, ctx, self._settings(ctx.target), lambda n: self._excluded(n, ctx))
+
+    def apply(self, model: Model, plan: Plan, strength: float, ctx: Context) -> PassResult:
+        """Integer kernels for all but the loudest 1 - strength of tensors, where that pays; else storage."""
+        if plan.base is None:
+            return self._stored(model, plan, strength, ctx, plan.why)
+        choice = planning.choose(plan, model, ctx, self.compute, self.floor, round(1.0 - strength, 6))
+        if not choice.nodes:
+            why = _no_gain(choice)
+            ctx.note(f"quant: {why}; weights are stored in 8 bits" if self.store else f"quant: {why}")
+            return self._stored(model, plan, strength, ctx, why)
+        return self._computed(model, plan, choice, ctx)
+
+    def _settings(self, target: Target) -> Settings:
+        kind = target.activation if self.types == "auto" else self.types[:2]
+        return Settings(
+            self.calibrate,
+            self.percentile,
+            self.weights == "per_channel",
+            kind,
+            target.symmetric,
+            target.saturates and kind == "u8",
+            self.rounding,
+        )
+
+    def _excluded(self, node: gs.Node, ctx: Context) -> bool:
+        return ctx.excluded(node) or bool(self.exclude and re.search(self.exclude, node.name))
+
+    def _stored(self, model: Model, plan: Plan, strength: float, ctx: Context, why: str) -> PassResult:
+        """Only the storage of weights."""
+        did: dict[str, int] = {}
+        skips: tuple[Skip, ...] = ()
+        if self.store:
+            did, skips = storage.store(
+                model, (), lambda n: self._excluded(n, ctx), strength, plan.loud, plan.rounded, self.floor
+            )
+        reason = (Skip("", why),) if why else ()
+        return PassResult(bool(did), did, (*reason, *skips, *plan.skips), {"candidates": plan.table})
+
+    def _computed(self, model: Model, plan: Plan, choice: Choice, ctx: Context) -> PassResult:
+        """Integer kernels at the chosen nodes, storage for the rest."""
+        assert plan.base is not None and plan.stats is not None
+        fresh, before = plan.base.copy(), model.opset
+        model.graph, model.header = fresh.graph, fresh.header
+        model.__dict__.pop("_namer", None)
+        recipe = planning.recipe(plan, choice.nodes)
+        did: dict[str, Any] = dict(insert.insert(model, recipe))
+        skips = (*_left_float(plan, choice), *plan.skips)
+        if self.store:
+            counts, more = storage.store(
+                model,
+                choice.nodes,
+                lambda n: self._excluded(n, ctx),
+                loud=plan.loud,
+                rounded=plan.rounded,
+                floor_db=self.floor,
+            )
+            did, skips = did | counts, (*skips, *more)
+        if model.opset != before:
+            did["opset"] = f"{before} → {model.opset}"
+        reduced = plan.stats.reduced & set(recipe.weights)
+        if reduced:
+            did["layers with 7-bit weights"] = len(reduced)
+        details = {
+            "candidates": plan.table,
+            "float": sorted(choice.banned),
+            "placement": [str(d) for d in recipe.placement.decisions.values()],
+        }
+        return PassResult(True, did, skips, details)
+
+
+def _no_gain(choice: Choice) -> str:
+    if choice.speedup is None:
+        return choice.label
+    return f"{choice.label} (best candidate {choice.speedup:.2f}×)"
+
+
+def _left_float(plan: Plan, choice: Choice) -> tuple[Skip, ...]:
+    """A reason for every linear layer that could compute in integers and does not."""
+    skips = []
+    for name, node in plan.able.items():
+        if name in choice.nodes or not planning.eligible.is_linear(node):
+            continue
+        loud = [t.name for t in (*node.inputs[:1], *node.outputs) if t.name in choice.banned]
+        if loud:
+            power = max(plan.noise.get(plan.full.decisions[t].group, 0.0) for t in loud)
+            level = f" ({-10 * math.log10(power):.0f} dB alone)" if power > 0 else ""
+            skips.append(Skip(name, f"stays float: quantizing '{loud[0]}' hurts the outputs most{level}"))
+        else:
+            skips.append(Skip(name, "stays float: integers with their conversions are not faster here"))
+    return tuple(skips)

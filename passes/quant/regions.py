@@ -1,0 +1,145 @@
+"""Which nodes compute in integers, so that the whole gets faster: the borders between float and integers cost too.
+
+Two-sided costs at nodes and conversion costs at tensors make this a minimum cut, solved exactly: source side integers,
+sink side float. Tensors that must not be quantized (accuracy) and nodes that cannot be are tied to the float side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import breadth_first_order, maximum_flow
+
+from ...ir import Model
+from ..target import Target
+from . import costs
+from .eligible import activations, is_linear
+from .placement import folds, place
+
+_FAR = 2**29  # "never": above any sum of costs after scaling
+
+
+class _Network:
+    """Nodes by key, integer capacities; 0 is the source (integers), 1 the sink (float)."""
+
+    def __init__(self) -> None:
+        self.keys: dict[str, int] = {"integers": 0, "float": 1}
+        self.edges: list[tuple[int, int, float]] = []
+
+    def at(self, key: str) -> int:
+        return self.keys.setdefault(key, len(self.keys))
+
+    def add(self, a: str, b: str, cost: float) -> None:
+        if a != b:
+            self.edges.append((self.at(a), self.at(b), cost))
+
+    def sources(self) -> set[str]:
+        """Keys on the source side of a minimum cut."""
+        n = len(self.keys)
+        total = sum(c for _, _, c in self.edges if np.isfinite(c)) or 1.0
+        unit = (_FAR / 4) / total
+        caps = [_FAR if not np.isfinite(c) else max(0, round(c * unit)) for _, _, c in self.edges]
+        rows, cols = [a for a, _, _ in self.edges], [b for _, b, _ in self.edges]
+        graph = coo_array((np.array(caps, np.int64), (rows, cols)), (n, n)).tocsr()
+        graph.data = np.minimum(graph.data, _FAR)
+        graph = graph.astype(np.int32)
+        flow = maximum_flow(graph, 0, 1).flow
+        residual = graph - flow
+        residual.data = (residual.data > 0).astype(np.int32)
+        residual.eliminate_zeros()
+        seen = set(breadth_first_order(residual, 0, return_predecessors=False).tolist())
+        return {k for k, i in self.keys.items() if i in seen}
+
+
+def choose(
+    model: Model,
+    able: Mapping[str, gs.Node],
+    target: Target,
+    shapes: Mapping[str, tuple[int, ...]],
+    conversion: float = 1.0,
+) -> set[str]:
+    """Names of the able nodes that make the least sum of kernels and conversions.
+
+    shapes: of every tensor, in numbers. conversion: factor on the cost of borders; larger means fewer regions.
+    """
+    net, key = _Network(), _keys(model, able, target)
+    for node in able.values():
+        plain, integer = costs.of(node, shapes)
+        net.add("integers", key[node.name], plain)
+        net.add(key[node.name], "float", integer)
+    tensors = {id(t): t for n in able.values() for t in (*n.outputs, *(n.inputs[k] for k in activations(n)))}
+    for tensor in tensors.values():
+        if isinstance(tensor, gs.Variable):
+            _border(net, tensor, key, shapes, conversion)
+    kept = net.sources()
+    return only_useful(model, {n for n in able if key[n] in kept}, target)
+
+
+def _keys(model: Model, able: Mapping[str, gs.Node], target: Target) -> dict[str, str]:
+    """A flow node for every graph node; a Relu that folds shares its maker's."""
+    key = {n: n for n in able}
+    for name, reader in folds(model, target).items():
+        if name in able and reader.name in able:
+            key[reader.name] = name
+    return key
+
+
+def _border(
+    net: _Network, tensor: gs.Variable, key: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]], factor: float
+) -> None:
+    """One dequantize when integers make a tensor that floats read, one quantize the other way round."""
+    size = float(np.prod(shapes.get(tensor.name, (1,))))
+    maker = key.get(tensor.inputs[0].name, "float") if tensor.inputs else "float"
+    readers = dict.fromkeys(key.get(r.name, "float") for r in tensor.outputs)
+    if not readers:
+        readers = {"float": None}
+    net.add(maker, f"{tensor.name} dequantized", costs.DEQUANTIZE * size * factor)
+    net.add(f"{tensor.name} quantized", maker, costs.QUANTIZE * size * factor)
+    for reader in readers:
+        net.add(f"{tensor.name} dequantized", reader, np.inf)
+        net.add(reader, f"{tensor.name} quantized", np.inf)
+
+
+def without(
+    able: Mapping[str, gs.Node], banned: Collection[str], folded: Mapping[str, str] | None = None
+) -> dict[str, gs.Node]:
+    """The able nodes that neither make nor read a banned tensor (the output of a MatMul may stay float).
+
+    folded: tensors inside fused kernels, which are never quantized, and the tensor that each kernel hands out instead.
+    """
+    inner, kept = folded or {}, {}
+    for name, node in able.items():
+        reads = {node.inputs[k].name for k in activations(node)} - set(inner)
+        out = node.outputs[0].name
+        makes = set() if node.op in ("MatMul", "Gemm") and out not in inner else {inner.get(out, out)}
+        if not (reads | makes) & set(banned):
+            kept[name] = node
+    return kept
+
+
+def only_useful(model: Model, nodes: Collection[str], target: Target) -> set[str]:
+    """Drop regions (nodes joined by quantized tensors) without a linear node: they have conversions and no gain."""
+    kept, placement = set(nodes), place(model, nodes, target)
+    near: dict[str, set[str]] = {n: set() for n in kept}
+    useful: list[str] = []
+    for node in model.graph.nodes:
+        if node.name not in kept:
+            continue
+        if is_linear(node):
+            useful.append(node.name)
+        for tensor in node.outputs:
+            for reader in tensor.outputs:
+                inside = placement.decisions.get(tensor.name)
+                if reader.name in kept and inside is not None:
+                    near[node.name].add(reader.name)
+                    near[reader.name].add(node.name)
+    found: set[str] = set()
+    while useful:
+        name = useful.pop()
+        if name not in found:
+            found.add(name)
+            useful.extend(near[name])
+    return found

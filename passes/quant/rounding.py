@@ -1,0 +1,98 @@
+"""Weights rounded for the inputs they really meet, and biases that take up what is left.
+
+From the streamed moments of a layer's input: the scale search weighs columns by their variance, rounding passes its
+error on (GPTQ, arXiv 2210.17323), and the mean of the error that remains is added to the bias, E[W x] - E[W_q x]
+(bias correction, arXiv 1906.04721). With a bias to carry the mean, the moment that rounding sees is the covariance.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from ...ir import Model, edit, ops
+from ...runtime import moments
+from ...runtime.feeds import Feeds
+from ...runtime.moments import Moment
+from ..base import Context
+from .weights import Packed, nearest, rows, search_scale, second_order, unrows
+
+WIDEST = 2304  # columns; the inverse of a larger moment takes longer than it is worth
+FEEDS = 32
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """An integer weight, and what to add to the layer's bias, [output channels] (None: it has no place for it)."""
+
+    packed: Packed
+    shift: np.ndarray | None
+
+
+def refine(model: Model, feeds: Feeds, ctx: Context) -> dict[str, Rounded]:
+    """{weight's name: Rounded} for layers of the main graph whose weight no other node reads."""
+    layers = {n.name: n for n in model.graph.nodes if _suits(n)}
+    found: dict[str, Rounded] = {}
+    if not layers:
+        return found
+    stream = moments.stream(
+        model,
+        list(layers),
+        feeds.spread(FEEDS),
+        memory_mb=ctx.memory_mb,
+        seed=ctx.seed,
+        threads=ctx.threads,
+        progress=ctx.on_progress,
+    )
+    for name, moment in stream:
+        found[layers[name].inputs[1].name] = _round(layers[name], moment)
+    return found
+
+
+def _suits(node: gs.Node) -> bool:
+    if node.op not in ("Conv", "Gemm", "MatMul") or not isinstance(edit.get(node, 1), gs.Constant):
+        return False
+    held = node.inputs[1]
+    plain = node.op != "Gemm" or not (node.attrs.get("transA", 0) or node.attrs.get("alpha", 1.0) != 1.0)
+    rank = len(held.shape) == 2 if node.op == "MatMul" else len(held.shape) >= 2
+    return (
+        plain
+        and rank
+        and np.dtype(held.dtype) == np.float32
+        and len(held.outputs) == 1
+        and isinstance(node.inputs[0], gs.Variable)
+        and (node.op == "MatMul" or edit.get(node, 2) is None or edit.const(node, 2) is not None)
+    )
+
+
+def _round(node: gs.Node, moment: Moment) -> Rounded:
+    """Scale search, rounding and the mean of the error of one layer."""
+    weight = node.inputs[1].values
+    facts = ops.facts(node).weight(node)
+    axis = int(facts.out_axis) % weight.ndim if facts is not None else 0
+    matrix = rows(weight.astype(np.float64), axis)
+    mean = np.atleast_2d(moment.mean)
+    groups, width = mean.shape
+    wide = matrix.reshape(groups, -1, width)
+    keeps_mean = node.op != "MatMul"
+    second = _moment(moment, mean if keeps_mean else np.zeros_like(mean)) if width <= WIDEST else None
+    if second is None:
+        packed = nearest(weight, axis)
+        values = rows(packed.values, axis).reshape(wide.shape)
+    else:
+        importance = np.repeat(np.maximum(np.einsum("gkk->gk", second), 0.0), wide.shape[1], axis=0)
+        scale = search_scale(matrix, 127, importance + 1e-6 * importance.mean() + 1e-30)
+        values = second_order(wide, scale.reshape(groups, -1), second)
+        packed = Packed(unrows(values.reshape(matrix.shape), weight.shape, axis), scale, axis)
+    error = wide - values * packed.scale.reshape(groups, -1, 1).astype(np.float64)
+    shift = np.einsum("grk,gk->gr", error, mean).reshape(-1)
+    return Rounded(packed, shift if keeps_mean else None)
+
+
+def _moment(moment: Moment, mean: np.ndarray) -> np.ndarray:
+    """E[xxᵀ] less the square of the mean, [groups, columns, columns]."""
+    second = moment.second
+    second = second[None] if second.ndim == 2 else second
+    return second - mean[:, :, None] * mean[:, None, :]

@@ -1,0 +1,191 @@
+"""8-bit storage of weights that stay float: int8 constant → Cast(float) → Mul(scale).
+
+ONNX Runtime folds the two operators when it loads the model, so it runs the same fused float graph as before from a
+file that is nearly four times smaller; a DequantizeLinear on a constant would not be folded and would cost time at
+every run. Valid from opset 7 on, with no operator newer than the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from onnx import TensorProto
+
+from ...ir import Model, edit, ops, order
+from ..base import Skip
+from .rounding import Rounded
+from .weights import Packed, nearest
+
+SMALLEST = 512  # elements; below, scale and nodes eat what is saved
+WIDE = 32767  # greatest integer in 16 bits
+QUIET_DB = 40.0  # below the signal: noise of stored weights that no 8-bit activation would notice
+EXTRA = 0.10  # share of the 8-bit bytes that may be spent on 16-bit weights
+RECURRENT = 99  # the channel axes of a recurrent weight: directions and gates
+
+
+def _nobody(node: gs.Node) -> bool:
+    return False
+
+
+def places(node: gs.Node) -> list[tuple[int, int | None]]:
+    """(input position, channel axis) of every weight of a node that may be stored in 8 bits."""
+    facts = ops.facts(node)
+    if facts.kind == "recurrent":
+        return [(k, RECURRENT) for k in (1, 2)]
+    if node.op == "Gather" and node.inputs and isinstance(node.inputs[0], gs.Constant):
+        return [(0, 0)]
+    weight = facts.weight(node)
+    return [] if weight is None else [(weight.index, weight.out_axis)]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A constant that may be stored in 8 bits: the first node that reads it, its integers, and what that node's bias
+    takes up of their error (see `rounding`)."""
+
+    held: gs.Constant
+    reader: gs.Node
+    axis: int | None
+    packed: Packed
+    shift: np.ndarray | None = None
+
+
+def weights(
+    model: Model,
+    rounded: Mapping[str, Rounded],
+    skip: Collection[str] = (),
+    excluded: Callable[[gs.Node], bool] = _nobody,
+) -> dict[str, Stored]:
+    """Weights of the main graph that may be stored in 8 bits, by name. rounded: integers made with knowledge of the
+    inputs, by weight; the others are rounded to nearest. skip: nodes to leave alone."""
+    found: dict[str, Stored] = {}
+    for node in model.graph.nodes:
+        if node.name in skip or excluded(node):
+            continue
+        for index, axis in places(node):
+            held = edit.get(node, index)
+            if isinstance(held, gs.Constant) and held.name not in found and _fits(held):
+                known = rounded.get(held.name)
+                packed, shift = (pack(held.values, axis), None) if known is None else (known.packed, known.shift)
+                found[held.name] = Stored(held, node, axis, packed, shift)
+    return found
+
+
+def store(
+    model: Model,
+    skip: Collection[str],
+    excluded: Callable[[gs.Node], bool],
+    share: float = 1.0,
+    loud: Mapping[str, float] | None = None,
+    rounded: Mapping[str, Rounded] | None = None,
+    floor_db: float = 0.0,
+) -> tuple[dict[str, int], tuple[Skip, ...]]:
+    """Store float32 weights of the main graph's nodes in 8 bits, or 16; returns counts, and refusals.
+
+    skip: names of nodes to leave alone. share: the part of the weights, least hurt first, that is stored.
+    loud: {weight: relative noise at the outputs}: the loudest are stored in 16 bits (see `wide`).
+    """
+    if model.opset < 7:
+        return {}, (Skip("", f"opset {model.opset} is too old to store weights in 8 bits (7 or later)"),)
+    skips = [Skip(n.name, "excluded by the user") for n in model.graph.nodes if places(n) and excluded(n)]
+    found, levels = weights(model, rounded or {}, skip, excluded), dict(loud or {})
+    ranked = sorted(found.values(), key=lambda f: (levels.get(f.held.name, noise(f)), f.held.name))
+    chosen = ranked[: round(share * len(ranked))]
+    fine = wide({f.held.name: f.held.values.size for f in chosen}, levels, floor_db)
+    for f in chosen:
+        if f.held.name in fine:
+            _restore(model, f.held, pack(f.held.values, f.axis, WIDE))
+        else:
+            _restore(model, f.held, f.packed)
+            _shift_bias(model, f)
+    order.sort(model)
+    inner = _in_subgraphs(model)
+    if inner:
+        skips.append(Skip(inner, "weights inside subgraphs stay as they are: not every runtime folds them there"))
+    counts = {"weights stored in 8 bits": len(chosen) - len(fine), "weights stored in 16 bits": len(fine)}
+    return {k: v for k, v in counts.items() if v}, tuple(skips)
+
+
+def wide(sizes: Mapping[str, int], levels: Mapping[str, float], floor_db: float = 0.0) -> set[str]:
+    """Weights worth 16 bits (a few small layers near the input often make most of the noise).
+
+    The loudest, until the rest is `QUIET_DB` below the signal or `EXTRA` of the bytes of all is spent; as long as the
+    rest is above `floor_db`, whatever they weigh.
+    """
+    left, total = EXTRA * sum(sizes.values()), sum(levels.get(n, 0.0) for n in sizes)
+    chosen: set[str] = set()
+    for name in sorted(sizes, key=lambda n: (-levels.get(n, 0.0), n)):
+        level = levels.get(name, 0.0)
+        if total <= 10 ** (-QUIET_DB / 10) or level < 0.01 * total:
+            break
+        if sizes[name] <= left or total > 10 ** (-floor_db / 10):
+            chosen.add(name)
+            left -= sizes[name]
+            total -= level
+    return chosen
+
+
+def pack(weight: np.ndarray, axis: int | None, top: int = 127) -> Packed:
+    """Integers per channel; axes before the channel axis of a recurrent weight, [directions, gates, inputs], share
+    nothing. top: the greatest integer; above 127 they are int16."""
+    if axis == RECURRENT and weight.ndim == 3:
+        flat = nearest(weight.reshape(-1, weight.shape[2]), 0, top)
+        return Packed(flat.values.reshape(weight.shape), flat.scale.reshape(*weight.shape[:2], 1), None)
+    axis = 1 if axis == RECURRENT else axis
+    return nearest(weight, axis if axis is None or axis >= 0 else axis + weight.ndim, top)
+
+
+def _fits(held: gs.Constant) -> bool:
+    return np.dtype(held.dtype) == np.float32 and int(np.prod(held.shape)) >= SMALLEST and len(held.shape) >= 2
+
+
+def noise(stored: Stored) -> float:
+    """Relative squared error of a stored weight."""
+    weight = stored.held.values.astype(np.float64)
+    return float(((restored(stored.packed) - weight) ** 2).sum() / max(float((weight**2).sum()), 1e-30))
+
+
+def _scale(packed: Packed) -> np.ndarray:
+    return packed.scale if packed.scale.ndim > 1 else packed.broadcast()
+
+
+def restored(packed: Packed) -> np.ndarray:
+    """The float32 weight that Cast and Mul make again."""
+    return packed.values.astype(np.float32) * _scale(packed)
+
+
+def _restore(model: Model, held: gs.Constant, packed: Packed) -> None:
+    """Put int8 → Cast → Mul in the place of a float constant, for all its readers."""
+    values = edit.constant(model, f"{held.name}_int{8 * packed.values.itemsize}", packed.values)
+    scale = edit.constant(model, f"{held.name}_scale", _scale(packed))
+    shape = list(packed.values.shape)
+    wide = edit.variable(model, f"{held.name}_wide", np.float32, shape)
+    out = edit.variable(model, f"{held.name}_float", np.float32, shape)
+    cast = edit.node(model, "Cast", [values], {"to": int(TensorProto.FLOAT)}, [wide], f"{held.name}_Cast")
+    mul = edit.node(model, "Mul", [wide, scale], None, [out], f"{held.name}_Mul")
+    edit.add(model.graph, cast, mul)
+    edit.replace(model, held, out)
+
+
+def _shift_bias(model: Model, stored: Stored) -> None:
+    """Let the layer's bias take up the mean of its weight's error."""
+    if stored.shift is None:
+        return
+    bias = edit.const(stored.reader, 2)
+    shifted = stored.shift if bias is None else bias.reshape(-1).astype(np.float64) + stored.shift
+    hint = f"{stored.reader.name}_bias" if bias is None else stored.reader.inputs[2].name
+    edit.set_input(stored.reader, 2, edit.constant(model, hint, shifted.astype(np.float32)))
+
+
+def _in_subgraphs(model: Model) -> str:
+    """Name of the first node of a subgraph with a weight that could have been stored, or ""."""
+    outer = {id(n) for n in model.graph.nodes}
+    for node in model.nodes():
+        if id(node) not in outer:
+            for index, _ in places(node):
+                if isinstance(edit.get(node, index), gs.Constant) and _fits(node.inputs[index]):
+                    return str(node.name)
+    return ""

@@ -1,0 +1,123 @@
+"""8-bit weights: symmetric, one scale a channel, with the range that loses least and the rounding that hurts least.
+
+The scale of a channel is searched so that its squared error is least (weighted by the second moment of the inputs,
+where that is known); rounding is to the nearest, or column by column with the error passed on to the columns that
+are still float (GPTQ, arXiv 2210.17323).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+_SHRINK = np.linspace(1.0, 0.6, 33)  # clips tried, as shares of the largest weight of the channel
+
+
+@dataclass(frozen=True)
+class Packed:
+    """int8 values with a scale along `axis` (None: one scale); real value = values * scale."""
+
+    values: np.ndarray
+    scale: np.ndarray
+    axis: int | None
+
+    def dequantized(self) -> np.ndarray:
+        """The float32 weight that the integers stand for."""
+        return self.values.astype(np.float32) * self.broadcast()
+
+    def broadcast(self) -> np.ndarray:
+        """The scale in a shape that multiplies the values."""
+        if self.axis is None:
+            return self.scale.astype(np.float32).reshape(())
+        shape = [1] * self.values.ndim
+        shape[self.axis] = -1
+        return self.scale.astype(np.float32).reshape(shape)
+
+
+def rows(weight: np.ndarray, axis: int | None) -> np.ndarray:
+    """The weight as [channels, rest] along `axis` ([1, all] for None)."""
+    if axis is None:
+        return weight.reshape(1, -1)
+    return np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
+
+
+def unrows(matrix: np.ndarray, shape: tuple[int, ...], axis: int | None) -> np.ndarray:
+    """Inverse of `rows`."""
+    if axis is None:
+        return matrix.reshape(shape)
+    moved = (shape[axis], *(s for k, s in enumerate(shape) if k != axis % len(shape)))
+    return np.ascontiguousarray(np.moveaxis(matrix.reshape(moved), 0, axis))
+
+
+def search_scale(
+    matrix: np.ndarray, top: int, importance: np.ndarray | None = None, shrink: np.ndarray = _SHRINK
+) -> np.ndarray:
+    """The scale of each row, [rows], with the least squared error over clips; top: greatest integer (127, 63).
+
+    importance: weights of the columns in the error, [columns] or [rows, columns].
+    """
+    peak = np.abs(matrix).max(axis=1, initial=0.0).astype(np.float64)
+    best = np.full(len(matrix), np.inf)
+    scale = np.where(peak > 0, peak, 1.0) / top
+    chosen = scale.copy()
+    for part in shrink:
+        s = (scale * part)[:, None]
+        error = (np.clip(np.rint(matrix / s), -top, top) * s - matrix) ** 2
+        total = (error if importance is None else error * importance).sum(axis=1)
+        better = total < best
+        best, chosen = np.where(better, total, best), np.where(better, s[:, 0], chosen)
+    return chosen.astype(np.float32)
+
+
+def nearest(weight: np.ndarray, axis: int | None, top: int = 127, floor: np.ndarray | None = None) -> Packed:
+    """Round to nearest with a searched scale. floor: least scale of each channel (so that the bias fits in int32)."""
+    matrix = rows(weight.astype(np.float64), axis)
+    scale = search_scale(matrix, top, shrink=_SHRINK if top <= 127 else _SHRINK[:1])
+    if floor is not None:
+        scale = np.maximum(scale, floor.astype(np.float32))
+    values = np.clip(np.rint(matrix / scale[:, None].astype(np.float64)), -top, top).astype(
+        np.int8 if top <= 127 else np.int16
+    )
+    return Packed(unrows(values, weight.shape, axis), scale, axis)
+
+
+def second_order(
+    matrix: np.ndarray, scale: np.ndarray, moment: np.ndarray, top: int = 127, damp: float = 0.01
+) -> np.ndarray:
+    """GPTQ: integers, [groups, rows, columns], with the least error in W·x for inputs with second moment H.
+
+    matrix: [groups, rows, columns]; scale: [groups, rows]; moment: [groups, columns, columns]. Columns go in order
+    of falling diag(H); after each, the columns left are moved to make up for its error.
+    """
+    order = np.argsort(-np.diagonal(moment, axis1=1, axis2=2), axis=1, kind="stable")
+    w = np.take_along_axis(matrix, order[:, None, :], axis=2).astype(np.float64)
+    upper = _inverse_factor(
+        np.take_along_axis(np.take_along_axis(moment, order[:, :, None], 1), order[:, None, :], 2), damp
+    )
+    out = np.empty(w.shape, np.int8)
+    s = scale.astype(np.float64)
+    for start in range(0, w.shape[2], _BLOCK):
+        stop = min(start + _BLOCK, w.shape[2])
+        errors = np.empty((*w.shape[:2], stop - start))
+        for k in range(start, stop):
+            q = np.clip(np.rint(w[:, :, k] / s), -top, top)
+            out[:, :, k] = q.astype(np.int8)
+            errors[:, :, k - start] = (w[:, :, k] - q * s) / upper[:, None, k, k]
+            w[:, :, k + 1 : stop] -= errors[:, :, k - start, None] * upper[:, None, k, k + 1 : stop]
+        w[:, :, stop:] -= errors @ upper[:, start:stop, stop:]
+    back = np.empty_like(out)
+    np.put_along_axis(back, np.broadcast_to(order[:, None, :], out.shape), out, axis=2)
+    return back
+
+
+def _inverse_factor(moment: np.ndarray, damp: float) -> np.ndarray:
+    """Upper triangular U with UᵀU = H⁻¹, [groups, columns, columns], of the damped H."""
+    h = moment.astype(np.float64)
+    diagonal = np.einsum("gkk->gk", h)  # a view into h
+    mean = diagonal.mean(axis=1, keepdims=True)
+    diagonal += damp * np.where(mean > 0, mean, 1.0) + np.where(diagonal <= 0, 1.0, 0.0)
+    return np.swapaxes(np.linalg.cholesky(np.linalg.inv(h)), 1, 2)
+
+
+_BLOCK = 64  # columns between updates of the rest: keeps the inner loop in cache

@@ -1,0 +1,193 @@
+"""The pass as a whole: opsets, options, strength, determinism, targets, and the real models."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from onnxslim_opt.ir.errors import OptionError
+from onnxslim_opt.passes.quant import Quant, saturation
+from onnxslim_opt.passes.target import Target
+from onnxslim_opt.runtime import Timings
+from quant_nets import Net, cnn, context, images, kernels, session, sqnr
+
+from onnxslim_opt import ir
+
+
+def run(model, ctx, strength=1.0, **options):
+    """(new model, result, plan); the original stays as it is."""
+    p = Quant(**options)
+    before = ir.to_bytes(model)
+    plan = p.plan(model, ctx)
+    assert ir.to_bytes(model) == before, "plan edited the model"
+    new = model.copy()
+    result = p.apply(new, plan, strength, ctx)
+    ir.verify.check(new)
+    return new, result, plan
+
+
+@pytest.mark.parametrize("opset", [9, 11, 13, 17])
+def test_old_opsets_are_raised_and_said_so(tmp_path, opset):
+    model = cnn(opset=opset)
+    new, result, _ = run(model, context(model, images()), compute="all")
+    assert new.opset == max(opset, 13)
+    assert result.did.get("opset") == (f"{opset} → 13" if opset < 13 else None)
+    assert [t.name for t in new.graph.inputs] == ["x"] and [t.name for t in new.graph.outputs] == ["logits"]
+    assert kernels(new, tmp_path)["QLinearConv"] == 4
+    assert sqnr(model, new, images(8, seed=9)) > 25
+
+
+def test_auto_never_takes_what_is_slower():
+    """With timings that say that integers are slow, weights are only stored."""
+    model, notes = cnn(), []
+
+    class Slow(Timings):
+        def measure(self, key, run):
+            return [[1.0, 1.0, 9], *[[2.0, 0.5, 9]] * 5]
+
+    ctx = context(
+        model, images(), replace(Target.named("ort-cpu-vnni"), native=True), timings=Slow(), on_note=notes.append
+    )
+    new, result, _ = run(model, ctx)
+    assert not any(n.op == "QuantizeLinear" for n in new.graph.nodes)
+    assert result.did["weights stored in 8 bits"] == 4
+    assert "not faster than float here (best candidate 0.50×)" in notes[0]
+    assert result.details["candidates"][0]["speedup"] == 0.5
+
+
+def test_two_runs_are_the_same_to_the_byte(tmp_path):
+    model, path = cnn(), tmp_path / "timings.json"
+    files = []
+    for _ in range(2):
+        ctx = context(model, images(), timings=Timings(path))
+        new, _, _ = run(model, ctx)
+        ctx.timings.save()
+        files.append(ir.to_bytes(new))
+    assert files[0] == files[1] and json.loads(path.read_text())["timings"]
+
+
+def test_damage_grows_with_strength():
+    model, feeds = cnn(), images(24)
+    ctx = context(model, feeds)
+    p = Quant(compute="all")
+    plan = p.plan(model, ctx)
+    quiet = []
+    for strength in (0.1, 0.5, 1.0):
+        new = model.copy()
+        p.apply(new, plan, strength, ctx)
+        quiet.append(sqnr(model, new, images(8, seed=9)))
+    assert quiet[0] >= quiet[1] >= quiet[2] and quiet[0] > quiet[2] + 3
+
+
+def test_excluded_nodes_stay(tmp_path):
+    model = cnn()
+    _, result, plan = run(model, context(model, images()), compute="all", exclude="conv_b")
+    assert "conv_b_node" not in plan.able
+    assert any(s.node == "conv_b_node" and s.reason == "excluded by the user" for s in result.skipped)
+
+
+def test_the_loudest_tensors_are_left_float_to_hold_the_floor():
+    """A layer with one huge channel in a tensor: quantizing that tensor drowns the others."""
+    net = Net()
+    w = net.rng.standard_normal((16, 3, 3, 3)).astype(np.float32) / 5
+    w[0] *= 3000
+    a = net.add("Relu", net.add("Conv", "x", net.const(w), out="loud", pads=[1] * 4), out="outliers")
+    v = net.rng.standard_normal((16, 16, 3, 3)).astype(np.float32) / 12
+    v[:, 0] /= 3000
+    b = net.add("Relu", net.add("Conv", a, net.const(v), out="next", pads=[1] * 4), out="calm")
+    net.conv(b, 16, 8, out="y")
+    model = net.model({"x": [1, 3, 12, 12]}, ["y"])
+    check = images(8, seed=9)
+    every, _, _ = run(model, context(model, images()), compute="all", floor=-100.0)
+    held, result, plan = run(model, context(model, images()), compute="all", floor=25.0)
+    assert sqnr(model, every, check) < 20 < 23 < sqnr(model, held, check)
+    assert next(iter(plan.noise)) == "outliers" and result.details["float"] == ["outliers"]
+    assert any("'outliers' hurts the outputs most" in s.reason for s in result.skipped)
+    assert "dB alone" in plan.describe()
+
+
+def saturating_gemm(x, w):
+    """u8 × s8 as AVX2 adds it: pairs of products in int16, which saturates."""
+    products = x.astype(np.int32)[:, None, :] * w.astype(np.int32)[None]
+    pairs = products.reshape(*products.shape[:2], -1, 2).sum(axis=-1)
+    return np.clip(pairs, -32768, 32767).sum(axis=-1)
+
+
+def test_a_network_made_to_saturate_holds_on_avx2():
+    rng = np.random.default_rng(0)
+    net = Net()
+    w = rng.uniform(0.8, 1.0, (8, 32)).astype(np.float32)
+    net.add("Gemm", "x", net.const(w), net.const(np.zeros(8, np.float32)), out="y", transB=1)
+    model = net.model({"x": [4, 32]}, ["y"])
+    feeds = [{"x": rng.uniform(0.6, 1, (4, 32)).astype(np.float32)} for _ in range(16)]
+    quality = {}
+    for name in ("ort-cpu-vnni", "ort-cpu-avx2"):
+        ctx = context(model, feeds, name)
+        p = Quant(compute="all")
+        plan = p.plan(model, ctx)
+        recipe = plan.stats.recipe(plan.base, plan.full)
+        x, packed = recipe.scales["x"], recipe.weights["y_node"]
+        signal = noise = 0.0
+        for feed in feeds:
+            integers = np.clip(np.rint(feed["x"] / x.scale) + x.zero, 0, 255)
+            out = saturating_gemm(integers, packed.values) - x.zero * packed.values.astype(np.int32).sum(axis=1)
+            real = out * x.scale * packed.scale
+            want = feed["x"] @ w.T
+            signal, noise = signal + (want**2).sum(), noise + ((want - real) ** 2).sum()
+        quality[name] = 10 * np.log10(signal / noise)
+        assert (np.abs(packed.values).max() <= saturation.SAFE) == (name == "ort-cpu-avx2")
+    assert quality["ort-cpu-vnni"] < 15 and quality["ort-cpu-avx2"] > 30
+
+
+def test_types_follow_target_and_option():
+    model = cnn()
+    for target, option, kind in [
+        ("ort-cpu-vnni", "auto", np.uint8),
+        ("ort-cpu-arm", "auto", np.int8),
+        ("ort-cpu-vnni", "s8s8", np.int8),
+    ]:
+        new, _, _ = run(model, context(model, images(), target), compute="all", types=option)
+        zeros = {n.inputs[2].dtype for n in new.graph.nodes if n.op == "QuantizeLinear"}
+        assert zeros == {np.dtype(kind)}
+    new, _, _ = run(model, context(model, images(), "tensorrt"), compute="all")
+    assert {int(n.inputs[2].values) for n in new.graph.nodes if n.op == "QuantizeLinear"} == {0}
+
+
+def test_control_flow_and_recurrence_are_not_broken():
+    net = Net()
+    rng = np.random.default_rng(0)
+    w, r = (net.const(rng.uniform(-0.3, 0.3, (1, 64, n)).astype(np.float32)) for n in (16, 16))
+    h = net.add("LSTM", "x", w, r, out="h", hidden_size=16)
+    h = net.add("Squeeze", h, net.const(np.array([1])))
+    net.add("MatMul", h, net.const(rng.standard_normal((16, 4)).astype(np.float32)), out="y")
+    model = net.model({"x": [5, 1, 16]}, ["y"])
+    feeds = [{"x": rng.standard_normal((5, 1, 16)).astype(np.float32)} for _ in range(8)]
+    new, result, _ = run(model, context(model, feeds), compute="all")
+    assert any(s.node == "h_node" and "LSTM has no integer kernel" in s.reason for s in result.skipped)
+    assert sqnr(model, new, feeds) > 20
+
+
+def test_bad_options_are_named():
+    with pytest.raises(OptionError, match="exclude: '\\(' is no regular expression"):
+        Quant(exclude="(")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "db"), [("cifar10_resnet20", 28.5), ("squeezenet1_1", 32.8)])
+def test_real_models_reach_what_peers_reach(shared, name, db):
+    model = ir.load(shared / "models" / f"{name}.onnx")
+    ir.shapes.refresh(model)
+    ctx = context(model, f"{shared}/tasks.py:{name}_data")
+    new, _, _ = run(model, ctx, compute="all")
+    assert sqnr(model, new, list(ctx.check)[:24]) >= db
+
+
+@pytest.mark.slow
+def test_silero_vad_is_left_valid(shared):
+    for name in ("silero_vad", "silero_vad_16k_op15"):
+        model = ir.load(shared / "models" / f"{name}.onnx")
+        ctx = context(model, f"{shared}/tasks.py:{name}_data")
+        new, result, _ = run(model, ctx)
+        feed = ctx.check.first()
+        assert all(np.isfinite(v).all() for v in session(new).run(None, feed))
+        assert result.skipped

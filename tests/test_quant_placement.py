@@ -1,0 +1,161 @@
+"""Placement is data: every decision here is checked without running a model."""
+
+import numpy as np
+from onnxslim_opt.passes.quant import eligible, placement, planning, regions
+from onnxslim_opt.passes.target import Target
+from quant_nets import Net, cnn
+
+CPU = Target.named("ort-cpu-vnni")
+
+
+def place(model, target=CPU, excluded=lambda n: False):
+    able, _ = eligible.find(model, target, excluded)
+    return placement.place(model, planning.between(model, able), target)
+
+
+def how(model, **options):
+    return {n: d.how for n, d in place(model, **options).decisions.items()}
+
+
+def test_a_residual_cnn():
+    got = place(cnn())
+    assert {n: d.how for n, d in got.decisions.items()} == {
+        "x": "own",
+        "conv_a": "float",
+        "relu_a": "own",
+        "conv_b": "float",
+        "relu_b": "own",
+        "conv_c": "own",
+        "sum": "float",
+        "relu_s": "own",
+        "pool": "shared",
+        "conv_d": "float",
+        "relu_d": "own",
+        "gap": "own",
+        "flat": "shared",
+    }
+    assert got.decisions["pool"].group == "relu_s" and got.decisions["flat"].group == "gap"
+    assert "logits" not in got.decisions  # Gemm's kernel hands out floats
+    assert "inside the fused kernel, before relu_a_node" in got.describe()
+
+
+def test_concat_of_private_inputs_shares_one_range():
+    net = Net()
+    a, b = (net.add("Relu", net.conv("x", 3, 8), out=n) for n in "ab")
+    net.conv(net.add("Concat", a, b, out="both", axis=1), 16, 4, out="y")
+    got = place(net.model({"x": [1, 3, 8, 8]}, ["y"]))
+    assert [got.decisions[n].group for n in ("a", "b", "both")] == ["a", "a", "a"]
+
+
+def test_concat_does_not_share_a_range_that_an_activation_folds_into():
+    """With SiLU's negative values in its range a Relu would not fold, and its Conv would be float."""
+    net = Net()
+    a = net.add("Relu", net.conv("x", 3, 8), out="a")
+    b = net.conv("x", 3, 8, out="b")
+    net.conv(net.add("Concat", a, b, out="both", axis=1), 16, 4, out="y")
+    got = place(net.model({"x": [1, 3, 8, 8]}, ["y"]))
+    assert [got.decisions[n].group for n in ("a", "b", "both")] == ["a", "b", "b"]
+
+
+def test_concat_of_an_input_used_elsewhere_keeps_its_range():
+    net = Net()
+    a, b = (net.add("Relu", net.conv("x", 3, 8), out=n) for n in "ab")
+    c = net.add("Concat", a, b, out="both", axis=1)
+    net.add("Add", net.conv(c, 16, 8, out="d"), net.conv(a, 8, 8, out="e"), out="y")
+    got = place(net.model({"x": [1, 3, 8, 8]}, ["y"]))
+    assert got.decisions["a"].group == "a" and got.decisions["b"].group == got.decisions["both"].group == "b"
+
+
+def test_the_tail_that_gathers_boxes_and_scores_stays_float():
+    """Nothing multiplies behind the Concat: integers there save nothing and put boxes and scores in one range."""
+    net = Net()
+    body = net.add("Relu", net.conv("x", 3, 16), out="body")
+    boxes = net.conv(body, 16, 4, out="boxes")
+    scores = net.add("Sigmoid", net.conv(body, 16, 8, out="logits"), out="scores")
+    net.add("Reshape", net.add("Concat", boxes, scores, out="head", axis=1), net.const(np.array([0, 12, -1])), out="y")
+    got = how(net.model({"x": [1, 3, 8, 8]}, ["y"]))
+    assert got == {"x": "own", "body": "own", "boxes": "own", "logits": "own"} | {
+        k: v for k, v in got.items() if v == "float"
+    }
+    assert "head" not in got and "scores" not in got and "y" not in got
+
+
+def test_sigmoid_has_a_fixed_range():
+    net = Net()
+    a = net.conv("x", 3, 8, out="a")
+    silu = net.add("Mul", a, net.add("Sigmoid", a, out="gate"), out="silu")
+    net.conv(silu, 8, 4, out="y")
+    assert how(net.model({"x": [1, 3, 8, 8]}, ["y"])) == {
+        "x": "own",
+        "a": "own",
+        "gate": "fixed",
+        "silu": "own",
+        "y": "own",
+    }
+
+
+def test_a_relu_with_other_readers_before_it_does_not_fold():
+    net = Net()
+    a = net.conv("x", 3, 8, out="a")
+    net.conv(net.add("Add", net.add("Relu", a, out="r"), a, out="s"), 8, 4, out="y")
+    assert how(net.model({"x": [1, 3, 8, 8]}, ["y"]))["a"] == "own"
+
+
+def test_refusals_have_reasons():
+    net = Net()
+    w = net.const(net.rng.standard_normal((8, 8)).astype(np.float32))
+    g = net.add("Gemm", "x", w, out="g", alpha=0.5)
+    net.add("MatMul", net.add("Tanh", g, out="t"), w, out="m")
+    net.add("Conv", "z", net.add("Relu", "w"), out="c")
+    model = net.model({"x": [4, 8], "z": [1, 1, 4, 4], "w": [1, 1, 3, 3]}, ["m", "c"])
+    able, skips = eligible.find(model, CPU, lambda n: n.name == "m_node")
+    assert {s.node: s.reason for s in skips} == {
+        "g_node": "no integer kernel for transA, alpha or beta",
+        "m_node": "excluded by the user",
+        "c_node": "its weight is computed in the graph",
+    }
+    assert eligible.refusal(model.graph.nodes[1], CPU) == "Tanh has no integer kernel on ort-cpu-vnni"
+    assert "g_node" not in able
+
+
+def shapes_of(model):
+    return {n: tuple(t.shape) for n, t in model.tensors().items() if t.shape is not None}
+
+
+def test_regions_take_dense_and_leave_depthwise_float():
+    net = Net()
+    a = net.add("Relu", net.conv("x", 64, 64), out="a")
+    b = net.add("Relu", net.conv(a, 64, 64), out="b")
+    c = net.add("Relu", net.conv(b, 64, 64, group=64), out="c")
+    net.add("Relu", net.conv(c, 64, 64, group=64), out="y")
+    model = net.model({"x": [1, 64, 28, 28]}, ["y"])
+    able, _ = eligible.find(model, CPU, lambda n: False)
+    chosen = regions.choose(model, able, CPU, shapes_of(model))
+    assert chosen == {"conv2_node", "a_node", "conv5_node", "b_node"} or chosen == {
+        n.name for n in model.graph.nodes[:4]
+    }
+
+
+def test_a_banned_tensor_takes_its_neighbours_out():
+    model = cnn()
+    able, _ = eligible.find(model, CPU, lambda n: False)
+    able = {n: able[n] for n in planning.between(model, able)}
+    inner = {r.inputs[0].name: r.outputs[0].name for r in placement.folds(model, CPU).values()}
+    left = regions.without(able, {"relu_b"}, inner)
+    assert set(able) - set(left) == {"conv_b_node", "relu_b_node", "conv_c_node"}
+
+
+def test_islands_without_a_product_are_dropped():
+    model = cnn()
+    useful = regions.only_useful(model, {"relu_s_node", "pool_node"}, CPU)
+    assert useful == set()
+    assert regions.only_useful(model, {"conv_a_node", "relu_a_node"}, CPU) == {"conv_a_node", "relu_a_node"}
+
+
+def test_tensorrt_does_not_take_what_it_has_no_kernel_for():
+    net = Net()
+    a = net.conv("x", 3, 8, out="a")
+    net.conv(net.add("Mul", a, net.add("Sigmoid", a), out="silu"), 8, 4, out="y")
+    model = net.model({"x": [1, 3, 8, 8]}, ["y"])
+    able, _ = eligible.find(model, Target.named("tensorrt"), lambda n: False)
+    assert {n.op for n in able.values()} == {"Conv"}

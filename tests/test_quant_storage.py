@@ -1,0 +1,118 @@
+"""Weights that stay float in an 8-bit file: folded at load, valid at old opsets, nothing else touched."""
+
+import numpy as np
+import pytest
+from onnxslim_opt.passes.quant import Quant, rounding, storage
+from quant_nets import Net, cnn, context, images, kernels, session, sqnr
+
+from onnxslim_opt import ir
+
+
+def free(node):
+    return False
+
+
+@pytest.mark.parametrize("opset", [9, 11, 17])
+def test_the_same_float_kernels_run(tmp_path, opset):
+    model = cnn(opset=opset)
+    new = model.copy()
+    did, skips = storage.store(new, (), free)
+    assert did == {"weights stored in 8 bits": 4} and not skips and new.opset == opset
+    assert kernels(new, tmp_path) == kernels(model, tmp_path)
+    assert len(ir.to_bytes(new)) < 0.35 * len(ir.to_bytes(model))
+    assert sqnr(model, new, images(4)) > 35
+
+
+def test_constants_of_the_original_are_untouched():
+    model = cnn()
+    before = {n: t.values.copy() for n, t in model.constants().items()}
+    storage.store(model.copy(), (), free)
+    assert all(np.array_equal(before[n], t.values) for n, t in model.constants().items())
+
+
+def test_share_takes_the_least_hurt_first():
+    model = cnn()
+    counts, errors = [], []
+    for share in (0.0, 0.5, 1.0):
+        new = model.copy()
+        did, _ = storage.store(new, (), free, share)
+        counts.append(did.get("weights stored in 8 bits", 0))
+        errors.append(sqnr(model, new, images(4)))
+    assert counts == [0, 2, 4] and errors[0] == np.inf and errors[1] > errors[2]
+
+
+def test_the_loudest_weights_get_16_bits():
+    sizes = {"small": 50, "large": 900, "quiet": 50}
+    assert storage.wide(sizes, {"small": 1e-2, "large": 1e-2, "quiet": 1e-9}) == {"small"}
+    assert storage.wide(sizes, {"small": 1e-2, "large": 1e-2, "quiet": 1e-9}, floor_db=25) == {"small", "large"}
+    assert storage.wide(sizes, {"small": 1e-9, "large": 1e-9, "quiet": 1e-9}) == set()
+    model = cnn()
+    new = model.copy()
+    name = next(n.inputs[1].name for n in model.graph.nodes if n.outputs[0].name == "conv_d")
+    did, _ = storage.store(new, (), free, loud={name: 0.1})
+    assert did == {"weights stored in 8 bits": 3, "weights stored in 16 bits": 1}
+    assert any(t.dtype == np.int16 and t.values.shape == (32, 32, 1, 1) for t in new.constants().values())
+
+
+def test_a_recurrent_network_keeps_its_states():
+    rng = np.random.default_rng(0)
+    net = Net()
+    w, r = (net.const(rng.uniform(-0.3, 0.3, (1, 64, n)).astype(np.float32)) for n in (8, 16))
+    net.add("LSTM", "x", w, r, out="y", hidden_size=16)
+    model = net.model({"x": [5, 1, 8]}, ["y"])
+    new = model.copy()
+    did, _ = storage.store(new, (), free)
+    assert did == {"weights stored in 8 bits": 2}
+    feed = {"x": rng.standard_normal((5, 1, 8)).astype(np.float32)}
+    a, b = (session(m).run(None, feed)[0] for m in (model, new))
+    np.testing.assert_allclose(a, b, atol=2e-3)
+
+
+def test_an_opset_without_broadcasting_is_refused():
+    model = cnn()
+    model.header.opsets[""] = 6
+    assert storage.store(model, (), free)[0] == {}
+    assert "opset 6 is too old" in storage.store(model, (), free)[1][0].reason
+
+
+def test_rounding_for_the_inputs_loses_less_and_keeps_the_mean():
+    model = cnn(channels=48)
+    feeds = [{"x": f["x"] + 1} for f in images(24)]
+    ctx = context(model, feeds)
+    rounded = rounding.refine(model, ctx.fit, ctx)
+    assert len(rounded) == 5
+    plain, fitted = model.copy(), model.copy()
+    storage.store(plain, (), free)
+    storage.store(fitted, (), free, rounded=rounded)
+    check = [{"x": f["x"] + 1} for f in images(8, seed=9)]
+    assert sqnr(model, fitted, check) > sqnr(model, plain, check) + 3
+
+
+def test_a_weight_in_a_subgraph_stays_with_a_reason():
+    text = """
+        <ir_version: 8, opset_import: ["": 17]>
+        net (bool c, float[4, 32] x) => (float[4, 32] y)
+        {
+          y = If (c) <
+            then_branch = yes () => (float[4, 32] a) <float[32, 32] w> { a = MatMul (x, w) },
+            else_branch = no () => (float[4, 32] b) { b = Neg (x) }
+          >
+        }"""
+    model = ir.text.parse(
+        text.replace("<float[32, 32] w> ", "").replace(
+            "a = MatMul (x, w)", "w = RandomNormal <shape = [32, 32]> ()\n a = MatMul (x, w)"
+        )
+    )
+    did, skips = storage.store(model, (), free)
+    assert did == {} and not skips  # nothing constant to store, nothing touched
+
+
+def test_without_real_data_only_storage_changes():
+    model, notes = cnn(opset=11), []
+    ctx = context(model, images(), source="random", on_note=notes.append)
+    p = Quant()
+    plan = p.plan(model, ctx)
+    result = p.apply(model, plan, 1.0, ctx)
+    assert result.did == {"weights stored in 8 bits": 4} and model.opset == 11
+    assert not any(n.op == "QuantizeLinear" for n in model.graph.nodes)
+    assert len(notes) == 1 and "no real data" in notes[0] and "no real data" in result.skipped[0].reason
