@@ -148,16 +148,17 @@ def _members(members: Any, verbose: bool, most: int = 6) -> str:
 
 def _quant(model: Any) -> None:
     """Where `quant` could compute in integers on this machine, after `simplify`, and what stays float."""
-    from ..passes.quant import eligible, placement
+    from ..passes.quant import eligible, placement, planning
     from ..passes.target import Target
     from . import show
 
     target = Target.detect()
     simplified = _simplified(model)
     able, skips = eligible.find(simplified, target, lambda node: False)
-    placed = placement.place(simplified, list(able), target)
+    wanted = planning.between(simplified, able)  # the pass never quantizes a tail that feeds no linear node
+    placed = placement.place(simplified, [n for n in able if n in wanted], target)
     rows = [(d.tensor, f"with {d.group}" if d.how == "shared" else d.how, d.reason) for d in placed.decisions.values()]
-    title = f"{len(able)} nodes have integer kernels on {target.name}; what would happen to their tensors"
+    title = f"{len(wanted)} nodes have integer kernels on {target.name}; what would happen to their tensors"
     show.put(title, ("tensor", "scale", "reason"), rows, wide=2)
     if skips:
         show.put("\nstays float, and why", ("node", "reason"), [(s.node, s.reason) for s in skips], wide=1)
@@ -168,6 +169,8 @@ def _simplified(model: Any) -> Any:
     from ..passes.simplify import Simplify
 
     copy = model.copy()
+    if copy.header.only_defaults:
+        copy.freeze_defaults()
     Simplify().run(copy)
     ir.order.sort(copy)
     ir.shapes.refresh(copy)

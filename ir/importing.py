@@ -328,6 +328,7 @@ def from_proto(proto: onnx.ModelProto, base_dir: str | os.PathLike[str] | None =
     importer = _Importer(proto, Path(base_dir) if base_dir is not None else None)
     reserved = [*proto.graph.input, *proto.graph.output]
     graph = importer.graph(proto.graph, {}, main=True)
+    importer.header.only_defaults = 0 < len(importer.header.defaults) == len(proto.graph.initializer)
     importer.header.external = any(isinstance(v, ExternalValues) for v in importer.values)
     model = Model(graph, importer.header)
     _check_reserved(model, reserved)

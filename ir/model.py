@@ -21,6 +21,7 @@ class Header:
     protos: value-info protos by tensor name: of graph inputs and outputs (denotations, documentation), and of every
         sequence, optional, map or sparse tensor, whose types numpy cannot say.
     defaults: values of inputs that are also initializers (IR version 4 and later).
+    only_defaults: whether every initializer of the file is also an input: an exporter's habit, not an intention.
     input_order: names in the file's input list, initializers that were inputs (IR version 3) included.
     listed_shapes: whether the file carried shapes of inner tensors, so that saving adds none where there were none.
     """
@@ -40,6 +41,7 @@ class Header:
     configuration: tuple[Any, ...] = ()
     protos: dict[str, onnx.ValueInfoProto] = field(default_factory=dict)
     defaults: dict[str, Any] = field(default_factory=dict)
+    only_defaults: bool = False
     input_order: tuple[str, ...] = ()
     listed_shapes: bool = False
     external: bool = False

@@ -242,8 +242,7 @@ def data_options(settings: Settings) -> DataOptions:
 
 def _freeze(model: Model) -> list[str]:
     """Inputs that only an exporter's habit lists become constants: when every initializer is an input."""
-    defaults = len(model.header.defaults)
-    if not defaults or model.constants():
+    if not model.header.only_defaults:
         return []
     count = model.freeze_defaults()
     return [f"all {count} initializers were listed as inputs; they are weights now and no longer inputs"]

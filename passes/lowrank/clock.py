@@ -1,0 +1,64 @@
+"""What a split would cost on this machine: the layer and its chain as two little models, timed in turns.
+
+Weights and feeds of the little models depend on shapes alone (seeded), so a timing is found again under its content
+key for every layer of the same shape, and in the `--timings` file of an earlier run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from ...ir import Model, edit
+from ...ir.model import Header
+from ...runtime import latency
+from . import emit
+from .layer import Layer, Stage
+
+SECONDS = 0.2  # for one pair; the median of pairwise ratios settles sooner where the machine is quiet
+SLOW_MACS = 3e8  # tens of milliseconds: three pairs say as much as seven short ones
+OPSET, IR_VERSION = 13, 8  # Conv, MatMul and Gemm have not changed since
+
+
+@dataclass
+class Clock:
+    """Times chains with `threads` threads; every timing goes through `timings`."""
+
+    threads: int
+    timings: Any
+
+    def pair(self, layer: Layer, stages: Sequence[Stage]) -> tuple[float, float]:
+        """(layer, chain) in milliseconds a run, in pairs."""
+        models = [alone(layer, [layer.whole]), alone(layer, stages)]
+        slow = layer.macs > SLOW_MACS
+        before, after = latency.time_models(
+            models, threads=self.threads, timings=self.timings, seconds=SECONDS, min_runs=3 if slow else 7
+        )
+        return before, after
+
+
+def alone(layer: Layer, stages: Sequence[Stage]) -> Model:
+    """A model of nothing but this chain, at the layer's input size, with random weights."""
+    dtype = np.dtype(layer.dtype)
+    x, y = gs.Variable("x", dtype, list(layer.size)), gs.Variable("y", dtype, None)
+    graph = gs.Graph([], [x], [y], name="layer", opset=OPSET)
+    model = Model(graph, Header(ir_version=IR_VERSION, opsets={"": OPSET}))
+    node = gs.Node(layer.op, "layer", dict(layer.node.attrs), [x], [])
+    plain = replace(layer, node=node, bias=None, adjustable=True, slot=None)
+    bias = None
+    if layer.op != "MatMul":
+        bias = edit.constant(model, "bias", np.zeros(layer.outputs, dtype))
+    chain = [replace(s, weight=_noise(s.weight.shape)) for s in stages]
+    edit.unlink(node)
+    edit.add(graph, *emit.chain(model, plain, chain, x, y, "", bias))
+    return model
+
+
+def _noise(shape: tuple[int, ...]) -> np.ndarray:
+    """Weights whose outputs neither vanish (denormals are slow) nor overflow."""
+    fan = float(np.prod(shape[1:])) or 1.0
+    return np.random.default_rng(shape).standard_normal(shape) / np.sqrt(fan)

@@ -1,0 +1,241 @@
+"""The splits: each says what it can serve, its factors' shapes, where to start, and the chain of layers it becomes.
+
+| form | chain | einsum | paper |
+|---|---|---|---|
+| svd | matmul, matmul (a 1×1 convolution is a matmul) | or,rc->oc | SVD-LLM 2403.07378 |
+| channel | k×k to r channels, 1×1 | or,rcij->ocij | Zhang 1505.06798 |
+| channel_in | 1×1 to r channels, k×k | orij,rc->ocij | |
+| spatial, spatial_t | k×1 then 1×k, and 1×k then k×1 | orj,rci->ocij | Jaderberg 1405.3866 |
+| separable | t depthwise kernels a channel, 1×1 | oct,ctij->ocij | network decoupling 1808.05517 |
+| tucker2, cp | in `tensor_forms` | | |
+
+Factors are listed from the last layer to the first, so that `fit.refit` always solves for the layer that writes
+the output.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+from scipy import linalg
+
+from .layer import Layer, Stage
+from .norm import Array, Norm
+
+Rank = tuple[int, ...]
+Shapes = tuple[tuple[int, ...], ...]
+
+
+class Form(ABC):
+    """One way to split a layer. Stateless; every method takes the layer.
+
+    letters: the einsum's indices that count the rank, one for each entry of it. nested: the sketch at a lower rank is
+    a slice of the sketch at a higher one. closed: with its refit the start is the optimum, nothing is left to improve.
+    """
+
+    name: ClassVar[str]
+    letters: ClassVar[str] = "r"
+    nested: ClassVar[bool] = True
+    closed: ClassVar[bool] = False
+
+    @abstractmethod
+    def refuse(self, layer: Layer) -> str | None:
+        """Why this form cannot serve the layer; None when it can."""
+
+    @abstractmethod
+    def spec(self, layer: Layer) -> str:
+        """The einsum from factors to the weight (O, C, *kernel)."""
+
+    @abstractmethod
+    def full(self, layer: Layer) -> Rank:
+        """The rank at which the layer is reproduced exactly."""
+
+    @abstractmethod
+    def shapes(self, layer: Layer, rank: Rank) -> Shapes:
+        """Factor shapes at a rank, in the einsum's order."""
+
+    @abstractmethod
+    def start(self, layer: Layer, rank: Rank, norm: Norm) -> list[Array]:
+        """Factors to refine; the first may be a placeholder, since it is refitted at once."""
+
+    def sketch(self, layer: Layer, rank: Rank, norm: Norm) -> list[Array]:
+        """A cheaper start, good enough to estimate errors from."""
+        return self.start(layer, rank, norm)
+
+    @abstractmethod
+    def stages(self, layer: Layer, factors: Sequence[Array]) -> list[Stage]:
+        """The chain of layers, in the order in which they run."""
+
+    def scaled(self, layer: Layer, share: float) -> Rank:
+        """The rank at a share of the full one, at least 1 in each direction."""
+        return tuple(max(1, round(share * r)) for r in self.full(layer))
+
+    def cost(self, layer: Layer, rank: Rank) -> tuple[int, int]:
+        """MACs of one run and parameters at a rank."""
+        stages = self.stages(layer, [np.broadcast_to(0.0, s) for s in self.shapes(layer, rank)])
+        return layer.macs_of(stages), sum(s.weight.size for s in stages)
+
+
+def kernel_letters(layer: Layer) -> str:
+    """One letter for each kernel axis: "" for matmuls, "i", "ij" or "ijk"."""
+    return "ijk"[: layer.rank]
+
+
+def rowspace(matrix: Array, norm: Norm, rank: int) -> Array:
+    """(r, n) whose rows span the best rank-r approximation of `matrix` (m, n) in the norm of its columns.
+
+    Eckart–Young in the norm of M: with matrix·L = P Σ Qᵀ and M = L Lᵀ the best approximation is P_r P_rᵀ·matrix, so
+    P_rᵀ·matrix (no inverse of L), or equally Q_rᵀ·L⁻¹ where columns are fewer than rows.
+    """
+    m, n = matrix.shape
+    if m <= n:
+        _, vectors = linalg.eigh(norm.inner(matrix), subset_by_index=[m - min(rank, m), m - 1])
+        return vectors[:, ::-1].T @ matrix
+    lower = norm.cholesky
+    weighted = matrix @ lower
+    _, vectors = linalg.eigh(weighted.T @ weighted, subset_by_index=[n - min(rank, n), n - 1])
+    return linalg.solve_triangular(lower, vectors[:, ::-1], lower=True, trans="T").T
+
+
+class Svd(Form):
+    """Two matmuls; for a convolution with a kernel of 1, two such convolutions."""
+
+    name = "svd"
+    closed = True
+
+    def refuse(self, layer: Layer) -> str | None:
+        return None if layer.taps == 1 else "svd serves matmuls and 1×1 convolutions"
+
+    def spec(self, layer: Layer) -> str:
+        k = kernel_letters(layer)
+        return f"or,rc{k}->oc{k}"
+
+    def full(self, layer: Layer) -> Rank:
+        return (min(layer.outputs, layer.width),)
+
+    def shapes(self, layer: Layer, rank: Rank) -> Shapes:
+        return (layer.outputs, rank[0]), (rank[0], *layer.weight.shape[1:])
+
+    def start(self, layer: Layer, rank: Rank, norm: Norm) -> list[Array]:
+        inner = rowspace(layer.flat, norm, rank[0])
+        return [np.zeros((layer.outputs, rank[0])), inner.reshape(-1, *layer.weight.shape[1:])]
+
+    def stages(self, layer: Layer, factors: Sequence[Array]) -> list[Stage]:
+        outer, inner = factors
+        return [Stage(inner, layer.axes), Stage(outer.reshape(*outer.shape, *layer.ones))]
+
+
+class Channel(Svd):
+    """The kernel to r channels, then 1×1 to all: the same matrix problem as svd on the unfolded input."""
+
+    name = "channel"
+
+    def refuse(self, layer: Layer) -> str | None:
+        return None if layer.taps > 1 else "channel serves convolutions with a kernel above 1"
+
+
+class ChannelIn(Form):
+    """1×1 from all channels to r, then the kernel."""
+
+    name = "channel_in"
+
+    def refuse(self, layer: Layer) -> str | None:
+        return None if layer.taps > 1 else "channel_in serves convolutions with a kernel above 1"
+
+    def spec(self, layer: Layer) -> str:
+        k = kernel_letters(layer)
+        return f"or{k},rc->oc{k}"
+
+    def full(self, layer: Layer) -> Rank:
+        return (min(layer.inputs, layer.outputs * layer.taps),)
+
+    def shapes(self, layer: Layer, rank: Rank) -> Shapes:
+        return (layer.outputs, rank[0], *layer.kernel), (rank[0], layer.inputs)
+
+    def start(self, layer: Layer, rank: Rank, norm: Norm) -> list[Array]:
+        matrix = np.moveaxis(layer.weight, 1, -1).reshape(-1, layer.inputs)
+        inner = rowspace(matrix, norm.marginal(layer.unfolded, (0,)), rank[0])
+        return [np.zeros((layer.outputs, rank[0], *layer.kernel)), inner]
+
+    def stages(self, layer: Layer, factors: Sequence[Array]) -> list[Stage]:
+        outer, inner = factors
+        return [Stage(inner.reshape(*inner.shape, *layer.ones)), Stage(outer, layer.axes)]
+
+
+class Spatial(Form):
+    """k×1 to r channels, then 1×k."""
+
+    name = "spatial"
+    first: ClassVar[int] = 0
+
+    def refuse(self, layer: Layer) -> str | None:
+        if layer.rank != 2 or min(layer.kernel) < 2:
+            return f"{self.name} serves 2-D convolutions with both kernel sizes above 1"
+        return None
+
+    def spec(self, layer: Layer) -> str:
+        return "orj,rci->ocij" if self.first == 0 else "ori,rcj->ocij"
+
+    def full(self, layer: Layer) -> Rank:
+        one, two = layer.kernel[self.first], layer.kernel[1 - self.first]
+        return (min(layer.inputs * one, layer.outputs * two),)
+
+    def shapes(self, layer: Layer, rank: Rank) -> Shapes:
+        one, two = layer.kernel[self.first], layer.kernel[1 - self.first]
+        return (layer.outputs, rank[0], two), (rank[0], layer.inputs, one)
+
+    def start(self, layer: Layer, rank: Rank, norm: Norm) -> list[Array]:
+        outer, inner = self.shapes(layer, rank)
+        order = (0, 3, 1, 2) if self.first == 0 else (0, 2, 1, 3)
+        matrix = layer.weight.transpose(order).reshape(layer.outputs * outer[2], -1)
+        rows = rowspace(matrix, norm.marginal(layer.unfolded, (0, 1 + self.first)), rank[0])
+        return [np.zeros(outer), rows.reshape(inner)]
+
+    def stages(self, layer: Layer, factors: Sequence[Array]) -> list[Stage]:
+        outer, inner = factors
+        axis = 2 if self.first == 0 else 3
+        one, two = np.expand_dims(inner, 5 - axis), np.expand_dims(outer, axis)
+        return [Stage(one, (self.first,)), Stage(two, (1 - self.first,))]
+
+
+class SpatialT(Spatial):
+    """1×k to r channels, then k×1."""
+
+    name = "spatial_t"
+    first = 1
+
+
+class Separable(Form):
+    """t depthwise kernels for every input channel, then 1×1: a sum of t depthwise-separable convolutions."""
+
+    name = "separable"
+    letters = "t"
+
+    def refuse(self, layer: Layer) -> str | None:
+        return None if layer.taps > 1 else "separable serves convolutions with a kernel above 1"
+
+    def spec(self, layer: Layer) -> str:
+        k = kernel_letters(layer)
+        return f"oct,ct{k}->oc{k}"
+
+    def full(self, layer: Layer) -> Rank:
+        return (min(layer.taps, layer.outputs),)
+
+    def shapes(self, layer: Layer, rank: Rank) -> Shapes:
+        return (layer.outputs, layer.inputs, rank[0]), (layer.inputs, rank[0], *layer.kernel)
+
+    def start(self, layer: Layer, rank: Rank, norm: Norm) -> list[Array]:
+        outer, inner = self.shapes(layer, rank)
+        taps = norm.marginal((layer.inputs, layer.taps), (1,))
+        slices = layer.weight.reshape(layer.outputs, layer.inputs, layer.taps)
+        rows = [rowspace(slices[:, c], taps, rank[0]) for c in range(layer.inputs)]
+        return [np.zeros(outer), np.stack(rows).reshape(inner)]
+
+    def stages(self, layer: Layer, factors: Sequence[Array]) -> list[Stage]:
+        outer, inner = factors
+        depthwise = inner.reshape(-1, 1, *layer.kernel)
+        pointwise = outer.reshape(layer.outputs, -1, *layer.ones)
+        return [Stage(depthwise, layer.axes, group=layer.inputs), Stage(pointwise)]

@@ -1,0 +1,232 @@
+"""A layer as the splits see it: a weight (outputs, inputs, *kernel), its geometry, and where its bias lives.
+
+`read` turns a Conv, MatMul or Gemm into this normal form, or says why it may not be split. A `Stage` is one layer of
+the chain that replaces it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from ...ir import Model, edit, ops
+from .norm import Array
+
+SERVED = ("Conv", "MatMul", "Gemm")
+SMALLEST = 16  # below so many inputs or outputs a second layer costs more than it saves
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One layer of a chain.
+
+    weight: (O, C / group, *kernel) for convolutions, (O, C) for matmuls. axes: spatial axes whose stride, pads and
+    dilation this stage carries; along the others its kernel is 1.
+    """
+
+    weight: Array
+    axes: tuple[int, ...] = ()
+    group: int = 1
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Strides and dilations by spatial axis, pads (begin, end) by spatial axis, and `auto_pad`."""
+
+    strides: tuple[int, ...] = ()
+    dilations: tuple[int, ...] = ()
+    pads: tuple[tuple[int, int], ...] = ()
+    auto_pad: str = "NOTSET"
+
+    def output(self, size: Sequence[int], kernel: Sequence[int], axes: Sequence[int]) -> tuple[int, ...]:
+        """Spatial sizes behind a stage that carries `axes`."""
+        return tuple(self._along(i, n, k) if i in axes else n for i, (n, k) in enumerate(zip(size, kernel)))
+
+    def _along(self, axis: int, size: int, kernel: int) -> int:
+        stride = self.strides[axis]
+        if self.auto_pad.startswith("SAME"):
+            return -(-size // stride)
+        pads = (0, 0) if self.auto_pad == "VALID" else self.pads[axis]
+        return (size + sum(pads) - self.dilations[axis] * (kernel - 1) - 1) // stride + 1
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer that may be split.
+
+    weight: (O, C, *kernel) in float64 with `alpha` of a Gemm multiplied in. bias: (O,) or None. adjustable: the mean
+    of the error can be folded into a bias (`slot` says which Add holds it for a MatMul). size: shape of the input.
+    """
+
+    node: gs.Node
+    op: str
+    weight: Array
+    bias: Array | None
+    adjustable: bool
+    size: tuple[int, ...]
+    dtype: Any
+    geometry: Geometry = Geometry()
+    slot: gs.Node | None = None
+
+    @property
+    def outputs(self) -> int:
+        return int(self.weight.shape[0])
+
+    @property
+    def inputs(self) -> int:
+        return int(self.weight.shape[1])
+
+    @property
+    def kernel(self) -> tuple[int, ...]:
+        return tuple(int(k) for k in self.weight.shape[2:])
+
+    @property
+    def rank(self) -> int:
+        """Number of spatial axes; 0 for matmuls."""
+        return self.weight.ndim - 2
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        return tuple(range(self.rank))
+
+    @property
+    def ones(self) -> tuple[int, ...]:
+        return (1,) * self.rank
+
+    @property
+    def taps(self) -> int:
+        return math.prod(self.kernel)
+
+    @property
+    def width(self) -> int:
+        """Columns of the unfolded input."""
+        return self.inputs * self.taps
+
+    @property
+    def unfolded(self) -> tuple[int, ...]:
+        """Shape of one unfolded input: (C, *kernel)."""
+        return (self.inputs, *self.kernel)
+
+    @cached_property
+    def flat(self) -> Array:
+        return self.weight.reshape(self.outputs, -1)
+
+    def macs_of(self, stages: Sequence[Stage]) -> int:
+        """Multiply-accumulates of a chain at this layer's input size."""
+        if self.op != "Conv":
+            return math.prod(self.size) // self.inputs * sum(s.weight.size for s in stages)
+        total, size = 0, self.size[2:]
+        for stage in stages:
+            size = self.geometry.output(size, stage.weight.shape[2:], stage.axes)
+            total += self.size[0] * math.prod(size) * stage.weight.size
+        return total
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of the layer as it is."""
+        return self.macs_of([self.whole])
+
+    @property
+    def whole(self) -> Stage:
+        """The layer as a chain of one."""
+        return Stage(self.weight, self.axes)
+
+
+def candidates(model: Model) -> list[gs.Node]:
+    """Nodes of the main graph that have a weight by their facts, in order."""
+    return [n for n in model.graph.nodes if ops.facts(n).weight(n) is not None]
+
+
+def refusal(node: gs.Node) -> str | None:
+    """Why a weighted node cannot be split, from the graph alone; None when it can."""
+    place = ops.facts(node).weight(node)
+    if node.op not in SERVED or place is None:
+        return f"{node.op} is not served"
+    tensor = edit.get(node, place.index)
+    if not isinstance(tensor, gs.Constant):
+        return "the weight is not a constant"
+    if len(tensor.outputs) > 1:
+        return "the weight is shared by several nodes"
+    if np.dtype(tensor.dtype) not in (np.dtype(np.float32), np.dtype(np.float64)):
+        return f"the weight is {np.dtype(tensor.dtype).name}, not float32"
+    if place.groups > 1:
+        return "depthwise" if tensor.shape[place.in_axis] == 1 else "grouped convolution"
+    if node.op == "MatMul" and len(tensor.shape) != 2:
+        return "the weight is a stack of matrices"
+    if node.op == "Gemm" and node.attrs.get("transA", 0):
+        return "Gemm with transA"
+    if min(tensor.shape[place.out_axis], tensor.shape[place.in_axis]) < SMALLEST:
+        return f"fewer than {SMALLEST} inputs or outputs"
+    return None
+
+
+def read(node: gs.Node, size: Sequence[int]) -> Layer:
+    """The normal form of a node that `refusal` has passed; `size` is the shape of its input."""
+    size = tuple(int(d) for d in size)
+    if node.op == "Conv":
+        return _conv(node, size)
+    return _gemm(node, size) if node.op == "Gemm" else _matmul(node, size)
+
+
+def _conv(node: gs.Node, size: tuple[int, ...]) -> Layer:
+    weight = edit.const(node, 1)
+    assert weight is not None  # refusal() has seen it
+    rank = weight.ndim - 2
+    pads = [int(p) for p in node.attrs.get("pads") or [0] * (2 * rank)]
+    geometry = Geometry(
+        tuple(int(s) for s in node.attrs.get("strides") or [1] * rank),
+        tuple(int(d) for d in node.attrs.get("dilations") or [1] * rank),
+        tuple(zip(pads[:rank], pads[rank:])),
+        _text(node.attrs.get("auto_pad", "NOTSET")),
+    )
+    bias = edit.const(node, 2)
+    adjustable = edit.get(node, 2) is None or bias is not None
+    return Layer(node, "Conv", weight.astype(np.float64), bias, adjustable, size, weight.dtype, geometry)
+
+
+def _gemm(node: gs.Node, size: tuple[int, ...]) -> Layer:
+    weight, bias = edit.const(node, 1), edit.const(node, 2)
+    assert weight is not None  # refusal() has seen it
+    matrix = weight if node.attrs.get("transB", 0) else weight.T
+    matrix = matrix.astype(np.float64) * float(node.attrs.get("alpha", 1.0))
+    if bias is not None:
+        row = _row(bias, len(matrix))
+        taken = None if row is None else row * bias.dtype.type(node.attrs.get("beta", 1.0))
+        return Layer(node, "Gemm", matrix, taken, taken is not None, size, weight.dtype)
+    return Layer(node, "Gemm", matrix, None, edit.get(node, 2) is None, size, weight.dtype)
+
+
+def _row(bias: Array, outputs: int) -> Array | None:
+    """A Gemm's C as one value a column, or None when it differs between rows."""
+    one_row = bias.ndim < 2 or bias.shape[0] == 1
+    if not one_row or bias.size not in (1, outputs):
+        return None
+    return np.array(np.broadcast_to(bias.reshape(-1), (outputs,)))
+
+
+def _matmul(node: gs.Node, size: tuple[int, ...]) -> Layer:
+    weight = edit.const(node, 1)
+    assert weight is not None  # refusal() has seen it
+    slot, bias = _bias_add(node, weight.shape[1])
+    return Layer(node, "MatMul", weight.T.astype(np.float64), bias, slot is not None, size, weight.dtype, slot=slot)
+
+
+def _bias_add(node: gs.Node, outputs: int) -> tuple[gs.Node | None, Array | None]:
+    """The Add right behind a MatMul that adds one constant a column, and that constant."""
+    readers = node.outputs[0].outputs
+    if len(readers) != 1 or readers[0].op != "Add":
+        return None, None
+    values = [t.values for t in readers[0].inputs if isinstance(t, gs.Constant)]
+    if len(values) != 1 or values[0].size != outputs or values[0].shape[-1:] != (outputs,):
+        return None, None
+    return readers[0], values[0].reshape(-1)
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)

@@ -1,0 +1,139 @@
+"""The pass: which layers, in which form, at which rank, and what the report says about each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ...ir import Model
+from ...ir.errors import OptionError
+from ..base import Context, LossyPass, PassResult, Skip
+from . import choose, emit, planning
+from .forms import Channel, ChannelIn, Form, Separable, Spatial, SpatialT, Svd
+from .layer import read
+from .refit import Done, refit
+from .tensor_forms import Cp, Tucker2
+
+if TYPE_CHECKING:
+    from .planning import Plan, Split
+
+FORMS: dict[str, Form] = {
+    f.name: f for f in (Svd(), Channel(), ChannelIn(), Spatial(), SpatialT(), Separable(), Tucker2(), Cp())
+}
+DEFAULT_FORMS = ("svd", "channel", "channel_in", "spatial", "spatial_t", "separable", "tucker2")
+
+
+@dataclass(frozen=True)
+class LowRank(LossyPass):
+    """Split layers into low-rank chains that lose little of their output and are measurably faster.
+
+    The output error is minimised on the data's second moments, not on the weights. Without an amount the form
+    and rank of every layer are chosen under the run's limits, by damage to the model's output per millisecond saved.
+    A layer stays whole where no chain beats it by `min_gain` on this machine's clock.
+    """
+
+    name: ClassVar[str] = "lowrank"
+
+    rank: float | None = field(
+        default=None, metadata={"help": "rank of every split; below 1 a share of the full rank", "min": 1e-6}
+    )
+    energy: float | None = field(
+        default=None, metadata={"help": "share of each layer's output energy to keep, e.g. 0.98", "min": 0, "max": 1}
+    )
+    evbmf: bool = field(default=False, metadata={"help": "ranks by empirical variational Bayes on the weights"})
+    forms: tuple[str, ...] = field(
+        default=(), metadata={"help": f"forms to try, joined by +: {'+'.join(FORMS)}; all but cp when empty"}
+    )
+    min_gain: float = field(
+        default=0.08,
+        metadata={"help": "share of a layer's time that a split must save; negative: MACs decide, nothing is timed"},
+    )
+
+    refit: bool = field(
+        default=False,
+        metadata={"help": "solve last factors again on the compressed model's inputs; slow, kept only if outputs gain"},
+    )
+
+    def __post_init__(self) -> None:
+        given = [n for n in ("rank", "energy", "evbmf") if getattr(self, n) not in (None, False)]
+        if len(given) > 1:
+            raise OptionError(f"lowrank: give one of {' and '.join(given)}, not both")
+        unknown = [f for f in self.forms if f not in FORMS]
+        if unknown:
+            raise OptionError(f"lowrank: unknown form {unknown[0]!r}; there are: {', '.join(FORMS)}")
+        if self.min_gain >= 1:
+            raise OptionError(f"lowrank: min_gain={self.min_gain:g} can never be met; give a share below 1")
+
+    @property
+    def explicit(self) -> bool:
+        """Whether rank, energy or evbmf says how much."""
+        return self.rank is not None or self.energy is not None or self.evbmf
+
+    def plan(self, model: Model, ctx: Context) -> Plan:
+        """Moments, candidates with errors and times, sensitivities, and the factors of every option on a hull."""
+        if ctx.source == "random" and not self.explicit:
+            ctx.note(
+                "lowrank: held back, because no real data was given to measure what a split loses; "
+                "give --data, or an amount such as lowrank:rank=0.5"
+            )
+            return planning.nothing("held back: no data")
+        if ctx.source == "random":
+            ctx.note("lowrank: no data was given, so weights are decomposed as they are; outputs may suffer")
+        return planning.make(model, ctx, self, [FORMS[n] for n in self.forms or DEFAULT_FORMS])
+
+    def apply(self, model: Model, plan: Plan, strength: float, ctx: Context) -> PassResult:
+        """Split the layers that `strength` reaches, cheapest damage per millisecond first."""
+        chosen = choose.prefix(plan.steps, strength)
+        nodes = {n.name: n for n in model.graph.nodes}
+        before, done = model.copy(), []
+        rows: list[dict[str, Any]] = []
+        for name, found in plan.layers.items():
+            if name in chosen:
+                split = found.splits[chosen[name]]
+                done.append(_split(model, nodes[name], split, found.size))
+                rows.append(_row(name, found, split))
+            else:
+                reason = found.reason or "not reached at this strength"
+                rows.append({"layer": name, "skipped": reason})
+        after = refit(before, model, done, plan.macs, ctx) if self.refit else {}
+        rows = [{**r, "error_in_place": after[r["layer"]]} if r["layer"] in after else r for r in rows]
+        if not chosen:
+            ctx.note(f"lowrank: {plan.reason or 'nothing pays here'}") if plan.layers else None
+        skipped = tuple(Skip(r["layer"], r["skipped"]) for r in rows if "skipped" in r)
+        return PassResult(bool(chosen), _did(rows), skipped, {"layers": rows})
+
+
+def _split(model: Model, node: Any, split: Split, size: Sequence[int]) -> Done:
+    name, layer = node.name, read(node, size)
+    made = emit.put(model, layer, split.form.stages(layer, split.factors), split.shift, split.form.name)
+    return Done(name, layer, made[-1])
+
+
+def _row(name: str, found: planning.Found, split: Split) -> dict[str, Any]:
+    return {
+        "layer": name,
+        "form": split.form.name,
+        "rank": list(split.option.rank),
+        "error": split.option.error,
+        "damage": split.option.damage,
+        "macs_before": found.macs,
+        "macs_after": split.option.macs,
+        "params_before": found.params,
+        "params_after": split.option.params,
+        "ms_before": found.ms,
+        "ms_after": split.option.ms,
+    }
+
+
+def _did(rows: Sequence[Mapping[str, Any]]) -> dict[str, int | float | str]:
+    done = [r for r in rows if "form" in r]
+    if not done:
+        return {"layers split": 0}
+    out: dict[str, int | float | str] = {
+        "layers split": len(done),
+        "MACs removed": sum(r["macs_before"] - r["macs_after"] for r in done),
+    }
+    if all(r["ms_before"] is not None for r in done):
+        out["ms saved (layers alone)"] = round(sum(r["ms_before"] - r["ms_after"] for r in done), 3)
+    return out

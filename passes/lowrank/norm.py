@@ -1,0 +1,136 @@
+"""The norm in which a layer is approximated: the expected squared error of its *output*, not of its weights.
+
+For y = W x with second moment H = E[x xᵀ], E‖(W − W')x‖² = tr(ΔW H ΔWᵀ). Where the layer's bias may be adjusted
+(b' = b + ΔW·m, m = E[x]), the mean costs nothing and H gives way to the covariance H − m mᵀ. Without data H is
+the identity, and every method here becomes the plain decomposition of the weights.
+
+Ridge: H + λ·(tr H / D)·I with λ = max(1e-7, 1e-2·D/n), D the width of x and n the samples that were seen, at most
+1e-2. Few samples say little about the directions they did not visit, where the ridge falls back on plain
+least squares of the weights; with many samples it only keeps factorizations positive definite.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+RIDGE_FLOOR = 1e-7
+RIDGE_PER_SAMPLE = 1e-2
+RIDGE_CEILING = 1e-2
+
+
+def ridge(width: int, samples: int) -> float:
+    """Relative ridge λ for a moment of `width` columns estimated from `samples` rows."""
+    return float(np.clip(RIDGE_PER_SAMPLE * width / max(samples, 1), RIDGE_FLOOR, RIDGE_CEILING))
+
+
+@dataclass(frozen=True)
+class Norm:
+    """tr(X M Xᵀ), M = core + diagonal·I; `core` is a dense (D, D) matrix, FᵀF of a thin factor (n, D), or nothing.
+
+    mean: (D,) when the error's mean is folded into the bias (then M is a covariance), else None.
+    """
+
+    width: int
+    diagonal: float
+    dense: Array | None = None
+    thin: Array | None = None
+    mean: Array | None = None
+
+    @classmethod
+    def identity(cls, width: int) -> Norm:
+        """The plain decomposition's norm: all inputs alike."""
+        return cls(width, 1.0)
+
+    @classmethod
+    def of(
+        cls, mean: Array, samples: int, *, second: Array | None = None, thin: Array | None = None, centre: bool = True
+    ) -> Norm:
+        """From a layer's input moments: `second` (D, D) = E[x xᵀ], or `thin` (n, D) with FᵀF = E[x xᵀ]."""
+        mean = np.asarray(mean, np.float64)
+        width = len(mean)
+        if second is not None:
+            core = np.asarray(second, np.float64)
+            core = core - np.outer(mean, mean) if centre else core
+            energy, parts = float(np.trace(core)), {"dense": (core + core.T) / 2}
+        else:
+            thin = np.asarray(thin, np.float64)
+            energy = float((thin**2).sum()) - (float(mean @ mean) if centre else 0.0)
+            parts = {"thin": _centred(thin, mean) if centre else thin}
+        level = ridge(width, samples) * max(energy, 0.0) / width
+        return cls(width, level or 1.0, mean=mean if centre else None, **parts)
+
+    def apply(self, x: Array) -> Array:
+        """X M for X (k, D)."""
+        out = self.diagonal * x
+        if self.dense is not None:
+            out += x @ self.dense
+        elif self.thin is not None:
+            out += (x @ self.thin.T) @ self.thin
+        return out
+
+    def inner(self, x: Array) -> Array:
+        """X M Xᵀ (k, k), symmetric."""
+        product = self.apply(x) @ x.T
+        return (product + product.T) / 2
+
+    def energy(self, x: Array) -> float:
+        """tr(X M Xᵀ) of what was seen, without the ridge."""
+        bare = self if self.dense is None and self.thin is None else replace(self, diagonal=0.0)
+        return float(np.einsum("ij,ij->", bare.apply(x), x))
+
+    def inner_energy(self, x: Array) -> float:
+        """tr(X M Xᵀ), ridge included: what the fits minimise."""
+        return float(np.einsum("ij,ij->", self.apply(x), x))
+
+    def marginal(self, shape: tuple[int, ...], keep: tuple[int, ...]) -> Norm:
+        """The norm of some axes of x (reshaped to `shape`), averaged over the others' diagonal."""
+        width = int(np.prod([shape[i] for i in keep]))
+        rest = tuple(i for i in range(len(shape)) if i not in keep)
+        count = self.width // width
+        dense = None
+        if self.dense is not None:
+            dense = _trace_out(self.dense, shape, keep, rest) / count
+        elif self.thin is not None:
+            rows = self.thin.reshape(-1, *shape)
+            rows = np.moveaxis(rows, [i + 1 for i in keep], range(rows.ndim - len(keep), rows.ndim))
+            flat = rows.reshape(-1, width)
+            dense = flat.T @ flat / count
+        return Norm(width, self.diagonal, dense=dense)
+
+    @cached_property
+    def cholesky(self) -> Array:
+        """Lower triangular L (D, D) with M = L Lᵀ."""
+        full = self.apply(np.eye(self.width))
+        return np.linalg.cholesky((full + full.T) / 2)
+
+    def plain(self) -> Norm:
+        """The same bookkeeping with all inputs alike; for comparison."""
+        return replace(self, diagonal=1.0, dense=None, thin=None)
+
+
+def _centred(thin: Array, mean: Array) -> Array:
+    """A factor of FᵀF − m mᵀ, by one Householder-like rank-one correction of the rows' Gram matrix."""
+    # FᵀF − m mᵀ = Fᵀ(I − u uᵀ)F when m = Fᵀu; for a factor of samples such u exists, else it is the closest one.
+    u, *_ = np.linalg.lstsq(thin.T, mean, rcond=None)
+    length = float(u @ u)
+    if length <= 0:
+        return thin
+    scale = (1 - np.sqrt(max(0.0, 1 - length))) / length
+    return thin - scale * np.outer(u, u @ thin)
+
+
+def _trace_out(matrix: Array, shape: tuple[int, ...], keep: tuple[int, ...], rest: tuple[int, ...]) -> Array:
+    """Partial trace of a (D, D) matrix over the axes `rest` of both of its indices."""
+    n = len(shape)
+    left = list(range(n))
+    right = [i if i in rest else n + i for i in range(n)]
+    out = list(keep) + [n + i for i in keep]
+    width = int(np.prod([shape[i] for i in keep]))
+    return np.einsum(matrix.reshape(*shape, *shape), left + right, out).reshape(width, width)

@@ -1,0 +1,189 @@
+"""Planning: from a model and its data to a list of splits in the order in which they pay.
+
+Moments are streamed in waves that fit the memory budget; of each layer only the factors of the options on its hull
+are kept, so `apply` is assembly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ...ir import Model, cost
+from ...runtime import probe
+from ..base import Context
+from . import choose, fit, ranks, search
+from .choose import Option, Step
+from .clock import Clock
+from .forms import Form, Rank
+from .layer import Layer, candidates, read, refusal
+from .norm import Array, Norm
+from .sensitivity import sensitivities
+from .statistics import norms
+
+if TYPE_CHECKING:
+    from .lowrank import LowRank
+
+SMALL_SHARE = 0.002  # of the model's MACs: a layer below it cannot repay the call of another node
+QUANT_GAIN, QUANT_MACS = 0.25, 0.6  # a split must be this clear in float to survive the int8 that follows
+FLOAT_MACS = 0.95
+
+
+@dataclass(frozen=True)
+class Split:
+    """An option with its factors; shift (O,): what the bias takes over of the mean error, or None."""
+
+    form: Form
+    option: Option
+    factors: tuple[Array, ...]
+    shift: Array | None
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was found about one layer: splits along its hull, or the reason why there are none."""
+
+    splits: tuple[Split, ...] = ()
+    reason: str = ""
+    size: tuple[int, ...] = ()
+    macs: int = 0
+    params: int = 0
+    ms: float | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that `apply` needs: layers by node name, and all steps in the order in which they pay.
+
+    reason: why there is nothing to do, or "". macs: of one run of the whole model.
+    """
+
+    layers: Mapping[str, Found] = field(default_factory=dict)
+    steps: tuple[Step, ...] = ()
+    reason: str = ""
+    macs: int = 0
+
+
+def nothing(reason: str) -> Plan:
+    """A plan that leaves the model alone."""
+    return Plan(reason=reason)
+
+
+def make(model: Model, ctx: Context, options: LowRank, forms: Sequence[Form]) -> Plan:
+    """The plan of one run; deterministic given the feeds and the timings."""
+    sizes = probe.shapes(model, ctx.fit.first())
+    found: dict[str, Found] = {}
+    ready: list[Layer] = []
+    total = sum(row.macs for row in cost.by_node(model, sizes))
+    for node in candidates(model):
+        layer = None if _refused(node, ctx) else read(node, sizes[node.inputs[0].name])
+        reason = _refused(node, ctx) if layer is None else _small(layer, total, options)
+        found[node.name] = Found(reason=reason or "")
+        if layer is not None and not reason:
+            ready.append(layer)
+    demand = _demand(ctx, options)
+    table = norms(model, ready, ctx) if ready else iter(())
+    for layer, norm in ctx.progress(table, "low rank", len(ready)):
+        found[layer.node.name] = _layer(layer, norm, forms, demand, options, ctx.target.channel_multiple)
+    found = _weigh(model, found, ctx)
+    hulls = {name: [s.option for s in f.splits] for name, f in found.items() if f.splits}
+    return Plan(found, tuple(choose.order(hulls)), "" if hulls else "nothing pays here", total)
+
+
+def _refused(node: Any, ctx: Context) -> str | None:
+    return "excluded" if ctx.excluded(node) else refusal(node)
+
+
+def _small(layer: Layer, total: int, options: LowRank) -> str | None:
+    if layer.macs < SMALL_SHARE * total and not options.explicit:
+        return f"only {layer.macs / max(total, 1):.2%} of the model's MACs"
+    return None
+
+
+def _demand(ctx: Context, options: LowRank) -> search.Demand:
+    quantized = "quant" in ctx.follows
+    clock = Clock(ctx.threads, ctx.timings).pair if options.min_gain >= 0 else None
+    return search.Demand(
+        max(options.min_gain, QUANT_GAIN) if quantized and clock else max(options.min_gain, 0.0),
+        QUANT_MACS if quantized else FLOAT_MACS,
+        np.inf if options.explicit else search.WORST,
+        clock,
+    )
+
+
+def _layer(
+    layer: Layer, norm: Norm, forms: Sequence[Form], demand: search.Demand, options: LowRank, multiple: int
+) -> Found:
+    """The hull of one layer with its factors."""
+    tried = search.trials(layer, norm, forms, _picker(layer, norm, demand, options, multiple))
+    about = Found(size=layer.size, macs=layer.macs, params=layer.weight.size)
+    if not tried:
+        return replace(about, reason="no form serves it")
+    hull, ms = search.survey(layer, tried, demand)
+    if not hull:
+        return replace(about, ms=ms, reason=_why(layer, tried, demand, ms))
+    if options.explicit:
+        hull = [_best(hull, options)]
+    table = {f.name: f for f in forms}
+    splits = tuple(_split(layer, norm, table[o.form], o) for o in hull)
+    return replace(about, ms=ms, splits=splits)
+
+
+def _picker(
+    layer: Layer, norm: Norm, demand: search.Demand, options: LowRank, multiple: int
+) -> Callable[[Form], Sequence[Rank]]:
+    if options.rank is not None:
+        return lambda form: [ranks.given(form, layer, float(options.rank or 0), multiple)]
+    if options.energy is not None:
+        return lambda form: search.at_energy(form, layer, norm, float(options.energy or 0), multiple)
+    if options.evbmf:
+        return lambda form: [ranks.by_evbmf(form, layer)]
+    return lambda form: ranks.grid(form, layer, multiple, demand.macs)
+
+
+def _best(hull: Sequence[Option], options: LowRank) -> Option:
+    """One option of an explicit amount: the fastest at equal energy, else the most accurate."""
+    if options.energy is not None:
+        return max(hull, key=lambda o: (o.saved, -o.error))
+    return min(hull, key=lambda o: (o.error, -o.saved))
+
+
+def _split(layer: Layer, norm: Norm, form: Form, option: Option) -> Split:
+    found = search.factors(form, layer, norm, option.rank)
+    approximation = fit.compose(form.spec(layer), found)
+    error = fit.error(layer.weight, approximation, norm)
+    delta = layer.flat - approximation.reshape(layer.outputs, -1)
+    shift = delta @ norm.mean if norm.mean is not None else None
+    single = tuple(f.astype(layer.dtype) for f in found)
+    return Split(form, replace(option, error=error, damage=error), single, shift)
+
+
+def _why(layer: Layer, tried: Sequence[search.Trial], demand: search.Demand, ms: float | None) -> str:
+    """The reason for leaving a layer whole, in one line."""
+    fair = [t for t in tried if t.macs <= demand.macs * layer.macs]
+    if not fair:
+        return "nothing pays here: no form at this rank has fewer MACs"
+    good = [t for t in fair if t.error <= demand.error]
+    if not good:
+        best = min(fair, key=lambda t: t.error)
+        return f"nothing pays here: not low-rank, {best.form.name} loses {best.error:.0%} of the output"
+    took = f" of {ms:.3g} ms" if ms is not None else ""
+    return f"nothing pays here: no form saved {demand.gain:.0%}{took}"
+
+
+def _weigh(model: Model, found: Mapping[str, Found], ctx: Context) -> dict[str, Found]:
+    """Errors times sensitivities: damage to the model's outputs that can be compared between layers."""
+    split = {name: f for name, f in found.items() if f.splits}
+    if len(split) > 1:
+        weights = sensitivities(model, split, ctx)
+    else:
+        weights = dict.fromkeys(split, 1.0)
+    out = dict(found)
+    for name, f in split.items():
+        weighed = [replace(s, option=replace(s.option, damage=s.option.error * weights[name])) for s in f.splits]
+        kept = choose.hull([s.option for s in weighed])
+        out[name] = replace(f, splits=tuple(s for o in kept for s in weighed if s.option is o))
+    return out

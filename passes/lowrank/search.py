@@ -1,0 +1,159 @@
+"""The options of one layer: every form at every rank worth trying, its output error, and its measured time.
+
+Errors come first (a layer's ranks share one factorization); the clock is asked only about options that can still be
+on the hull of time saved against error. An unmeasured option is taken at its MACs, which is about the best a chain
+ever does, so what is left off the hull unmeasured would have been off it measured, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from . import fit, ranks
+from .choose import Option, hull
+from .forms import Form, Rank
+from .layer import Layer, Stage
+from .norm import Array, Norm
+
+WORST = 0.5  # nobody wants a layer that loses more than half of its output's energy
+ROUNDS = 8
+OVERHEAD_KEPT = 0.8  # of the time above MACs that one rank of a form showed, assumed for its other ranks
+REFINE_FLOPS = 2e10
+
+Pair = Callable[[Layer, Sequence[Stage]], tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What an option must offer: `gain` of the layer's time, at most `macs` of its MACs, at most `error`.
+
+    clock: None when time is not asked (then savings are counted in millions of MACs).
+    """
+
+    gain: float
+    macs: float
+    error: float
+    clock: Pair | None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A form at a rank before the clock has spoken."""
+
+    form: Form
+    rank: Rank
+    error: float
+    macs: int
+    params: int
+
+
+def trials(layer: Layer, norm: Norm, forms: Sequence[Form], pick: Callable[[Form], Sequence[Rank]]) -> list[Trial]:
+    """Every form that serves the layer at the ranks that `pick` gives, with errors after the refit."""
+    found: list[Trial] = []
+    for form in forms:
+        if form.refuse(layer) is None:
+            chosen = list(pick(form))
+            for rank, error in zip(chosen, errors(form, layer, norm, chosen)):
+                found.append(Trial(form, rank, error, *form.cost(layer, rank)))
+    return found
+
+
+def errors(form: Form, layer: Layer, norm: Norm, chosen: Sequence[Rank]) -> list[float]:
+    """Relative output error of a form at several ranks, the last factor refitted."""
+    if not chosen:
+        return []
+    spec, sizes = form.spec(layer), [dict(zip(form.letters, r)) for r in chosen]
+    if form.nested:
+        top = tuple(max(column) for column in zip(*chosen))
+        sketch = form.sketch(layer, top, norm)
+        if len(form.letters) == 1:
+            return fit.errors(spec, sketch, layer.weight, norm, sizes)
+        return [fit.errors(spec, fit.cut(spec, sketch, s), layer.weight, norm, [{}])[0] for s in sizes]
+    return [fit.errors(spec, form.sketch(layer, r, norm), layer.weight, norm, [{}])[0] for r in chosen]
+
+
+def factors(form: Form, layer: Layer, norm: Norm, rank: Rank) -> list[Array]:
+    """The factors of one option, refined as far as the flops allow."""
+    spec = form.spec(layer)
+    start = fit.refit(spec, form.start(layer, rank, norm), layer.weight, norm)
+    if form.closed:
+        return start
+    if len(form.letters) > 1:  # HOOI's norm is not quite the layer's: its own starting point may be the better one
+        other = fit.refit(spec, form.sketch(layer, rank, norm), layer.weight, norm)
+        start = min(start, other, key=lambda f: fit.error(layer.weight, fit.compose(spec, f), norm))
+    flops = 2.0 * layer.outputs * layer.width**2 * (len(start) - 1)
+    steps = int(min(6, REFINE_FLOPS // flops))
+    return fit.improve(spec, start, layer.weight, norm, sweeps=2 if steps == 6 else 1, steps=steps)
+
+
+def survey(layer: Layer, tried: Sequence[Trial], demand: Demand) -> tuple[list[Option], float | None]:
+    """The hull of what meets the demand, and the layer's own time in ms (None when the clock was not asked)."""
+    fair = [t for t in tried if t.error <= demand.error and t.macs <= demand.macs * layer.macs]
+    if demand.clock is None:
+        return hull([_option(t, (layer.macs - t.macs) / 1e6) for t in fair]), None
+    ratio = {id(t): t.macs / layer.macs for t in fair}
+    measured: dict[int, float] = {}
+    befores: list[float] = []
+    for _ in range(ROUNDS):
+        options = {id(t): _option(t, _saving(ratio[id(t)], demand.gain)) for t in fair}
+        on = {(o.form, o.rank) for o in hull(list(options.values()))}
+        pending = [t for t in fair if (t.form.name, t.rank) in on and id(t) not in measured]
+        if not pending:
+            break
+        for trial in pending:
+            before, after = demand.clock(layer, stages(trial, layer))
+            befores.append(before)
+            ratio[id(trial)] = measured[id(trial)] = after / before
+            _learn(trial, fair, ratio, measured, layer.macs)
+    options = {id(t): _option(t, _saving(ratio[id(t)], demand.gain)) for t in fair if id(t) in measured}
+    kept = hull(list(options.values()))
+    if not befores:
+        return [], None
+    base = float(np.median(befores))  # pairs are sound, single times are not: the machine may have been busy
+    return [replace(o, saved=o.saved * base, ms=base * (1 - o.saved)) for o in kept], base
+
+
+def stages(trial: Trial, layer: Layer) -> list[Stage]:
+    """The chain of an option with nothing in its weights, for the clock."""
+    return trial.form.stages(layer, [np.zeros(s, np.float32) for s in trial.form.shapes(layer, trial.rank)])
+
+
+def _saving(ratio: float, gain: float) -> float:
+    return 1 - ratio if 1 - ratio >= gain else 0.0
+
+
+def _learn(trial: Trial, fair: Sequence[Trial], ratio: dict[int, float], measured: dict[int, float], macs: int) -> None:
+    """Carry the measured overhead over to the form's other ranks, discounted so that estimates stay optimistic."""
+    over = OVERHEAD_KEPT * max(0.0, measured[id(trial)] - trial.macs / macs)
+    for other in fair:
+        if other.form is trial.form and id(other) not in measured:
+            ratio[id(other)] = other.macs / macs + over
+
+
+def _option(t: Trial, saved: float) -> Option:
+    return Option(t.form.name, t.rank, t.error, saved, t.macs, t.params, damage=t.error)
+
+
+def at_energy(form: Form, layer: Layer, norm: Norm, energy: float, multiple: int) -> list[Rank]:
+    """The lowest rank that keeps `energy` of the output; the full rank when none below does."""
+    tried = ranks.between(form, layer, multiple)
+    if not form.nested:
+        return [_bisect(form, layer, norm, energy, tried)]
+    for rank, error in zip(tried, errors(form, layer, norm, tried)):
+        if error <= 1 - energy:
+            return [rank]
+    return [form.full(layer)]
+
+
+def _bisect(form: Form, layer: Layer, norm: Norm, energy: float, tried: Sequence[Rank]) -> Rank:
+    low, high = 0, len(tried) - 1
+    while low < high:
+        middle = (low + high) // 2
+        if errors(form, layer, norm, [tried[middle]])[0] <= 1 - energy:
+            high = middle
+        else:
+            low = middle + 1
+    return tried[low]
