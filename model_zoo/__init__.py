@@ -6,6 +6,7 @@
 
 What there is stands in `manifest.toml`; `tasks.py` has the data and the metric of the project's own models.
 """
+
 from __future__ import annotations
 
 import sys
@@ -80,8 +81,16 @@ def build(name: str, out: str | Path) -> Path:
 
 def _entry(row: dict[str, Any], path: Path | None, source: str) -> ZooModel:
     return ZooModel(
-        row["name"], path, row["task"], row["description"], row.get("accuracy"), row["bytes"], source,
-        row["licence"], row["sha256"])
+        row["name"],
+        path,
+        row["task"],
+        row["description"],
+        row.get("accuracy"),
+        row["bytes"],
+        source,
+        row["licence"],
+        row["sha256"],
+    )
 
 
 def _file_name(name: str) -> str:

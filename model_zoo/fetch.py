@@ -3,6 +3,7 @@
 Size and hash are known beforehand, so a server can neither hand over something else nor fill the disk.
 Only http and https addresses are opened, also after a redirect.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -149,8 +150,13 @@ class _WebRedirects(urllib.request.HTTPRedirectHandler):
     """urllib would follow a redirect to ftp as well."""
 
     def redirect_request(
-        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str,
-        headers: http.client.HTTPMessage, newurl: str,
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: http.client.HTTPMessage,
+        newurl: str,
     ) -> urllib.request.Request | None:
         _require_web(newurl)
         return super().redirect_request(req, fp, code, msg, headers, newurl)

@@ -3,6 +3,7 @@
 They are wider than the task needs, since they are there to be compressed, and written the way that
 architectures of their kind usually are, so that their exports hold what users' files hold.
 """
+
 from collections.abc import Callable
 
 import torch  # type: ignore  # optional: only training needs it
@@ -22,9 +23,7 @@ class Residual(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(
-            conv_bn(inputs, outputs, 3, stride), nn.ReLU(),
-            conv_bn(outputs, outputs, 3))
+        self.body = nn.Sequential(conv_bn(inputs, outputs, 3, stride), nn.ReLU(), conv_bn(outputs, outputs, 3))
         same = stride == 1 and inputs == outputs
         self.shortcut = nn.Identity() if same else conv_bn(inputs, outputs, 1, stride)
 
@@ -34,8 +33,14 @@ class Residual(nn.Module):
 
 def resnet() -> nn.Module:
     """Six basic blocks of 16, 32 and 64 channels."""
-    blocks = [Residual(16, 16, 1), Residual(16, 16, 1), Residual(16, 32, 2), Residual(32, 32, 1),
-              Residual(32, 64, 2), Residual(64, 64, 1)]
+    blocks = [
+        Residual(16, 16, 1),
+        Residual(16, 16, 1),
+        Residual(16, 32, 2),
+        Residual(32, 32, 1),
+        Residual(32, 64, 2),
+        Residual(64, 64, 1),
+    ]
     head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, CLASSES)]
     return nn.Sequential(conv_bn(1, 16, 3), nn.ReLU(), *blocks, *head)
 
@@ -47,9 +52,12 @@ class InvertedResidual(nn.Module):
         super().__init__()
         hidden = inputs * expand
         self.body = nn.Sequential(
-            conv_bn(inputs, hidden, 1), nn.ReLU6(),
-            conv_bn(hidden, hidden, 3, stride, groups=hidden), nn.ReLU6(),
-            conv_bn(hidden, outputs, 1))
+            conv_bn(inputs, hidden, 1),
+            nn.ReLU6(),
+            conv_bn(hidden, hidden, 3, stride, groups=hidden),
+            nn.ReLU6(),
+            conv_bn(hidden, outputs, 1),
+        )
         self.residual = stride == 1 and inputs == outputs
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -58,8 +66,7 @@ class InvertedResidual(nn.Module):
 
 def mobilenet() -> nn.Module:
     """Eight inverted residuals of 16 to 64 channels, expanded four times."""
-    plan = [(16, 16, 1), (16, 24, 2), (24, 24, 1), (24, 40, 2),
-            (40, 40, 1), (40, 40, 1), (40, 64, 1), (64, 64, 1)]
+    plan = [(16, 16, 1), (16, 24, 2), (24, 24, 1), (24, 40, 2), (40, 40, 1), (40, 40, 1), (40, 64, 1), (64, 64, 1)]
     blocks = [InvertedResidual(inputs, outputs, stride, 4) for inputs, outputs, stride in plan]
     head = [conv_bn(64, 256, 1), nn.ReLU6(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(256, CLASSES)]
     return nn.Sequential(conv_bn(1, 16, 3), nn.ReLU6(), *blocks, *head)
@@ -118,4 +125,7 @@ def vit() -> nn.Module:
 
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
-    "digits_resnet": resnet, "digits_mobilenet": mobilenet, "digits_vit": vit}
+    "digits_resnet": resnet,
+    "digits_mobilenet": mobilenet,
+    "digits_vit": vit,
+}

@@ -5,6 +5,7 @@
 The split is stored with the images rather than drawn at load time: NumPy does not promise that a seeded
 generator gives the same permutation in every version, and another one would test on images trained on.
 """
+
 import sys
 from typing import Any
 

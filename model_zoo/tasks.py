@@ -6,6 +6,7 @@
 The file is loaded by its path, without its package, so it imports nothing but NumPy. The images are 8x8 with
 17 grey levels; they are enlarged to 32x32, so that a model on them has work that can be measured.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator

@@ -5,6 +5,7 @@
 Needs PyTorch, onnx and ONNX Runtime, about six minutes of two CPU cores, and no GPU. A run is repeatable by
 its seed on one machine with one version of PyTorch; elsewhere the weights come out a little different.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -116,16 +117,25 @@ def export(net: Any, path: Path) -> None:
     import torch  # type: ignore  # optional: only training needs it
 
     torch.onnx.export(
-        net, (torch.zeros(2, 1, 32, 32),), str(path), opset_version=OPSET, dynamo=False,
-        input_names=["image"], output_names=["logits"],
+        net,
+        (torch.zeros(2, 1, 32, 32),),
+        str(path),
+        opset_version=OPSET,
+        dynamo=False,
+        input_names=["image"],
+        output_names=["logits"],
         dynamic_axes={"image": {0: "N"}, "logits": {0: "N"}},
         do_constant_folding=False,
         training=torch.onnx.TrainingMode.PRESERVE,  # EVAL would fuse the BatchNorms
     )
     model = onnx.load(str(path))
-    onnx.helper.set_model_props(model, {
-        "task": "digits",
-        "data": "Optical Recognition of Handwritten Digits (E. Alpaydin, C. Kaynak), UCI, CC BY 4.0"})
+    onnx.helper.set_model_props(
+        model,
+        {
+            "task": "digits",
+            "data": "Optical Recognition of Handwritten Digits (E. Alpaydin, C. Kaynak), UCI, CC BY 4.0",
+        },
+    )
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, str(path))
 

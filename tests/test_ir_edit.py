@@ -136,8 +136,7 @@ def test_copy_shares_arrays_and_nothing_else():
 
 def test_shapes_keep_symbols():
     model = text.parse(
-        "agraph (float[N,4,H] x) => (float[A,B] y)"
-        "{ t = Transpose <perm = [0, 2, 1]> (x)  u = Relu(t)  y = Flatten(u) }"
+        "agraph (float[N,4,H] x) => (float[A,B] y){ t = Transpose <perm = [0, 2, 1]> (x)  u = Relu(t)  y = Flatten(u) }"
     )
     shapes.refresh(model)
     assert shapes.of(node(model, "Relu").outputs[0]) == ("N", "H", 4)

@@ -1,4 +1,5 @@
 """The model zoo: its models are what the manifest says, its task stands alone, its fetcher is not fooled."""
+
 from __future__ import annotations
 
 import hashlib
@@ -37,6 +38,7 @@ def load_by_path(path: Path) -> ModuleType:
 
 
 # ---------------------------------------------------------------- the models
+
 
 def test_three_models_are_shipped():
     assert [model.name for model in SHIPPED] == ["digits_resnet", "digits_mobilenet", "digits_vit"]
@@ -103,6 +105,7 @@ def test_unknown_model_is_refused_with_the_known_ones(tmp_path):
 
 # ---------------------------------------------------------------- the task
 
+
 def test_splits_are_disjoint_complete_and_balanced():
     with np.load(ZOO / "digits.npz") as stored:
         images, labels, split = stored["images"], stored["labels"], stored["split"]
@@ -118,7 +121,8 @@ def test_feeds_are_many_small_and_unlabelled():
     feeds = list(tasks.digits_data())
     assert len(feeds) == 64
     assert {(*feed, feed["image"].shape, feed["image"].dtype.name) for feed in feeds} == {
-        ("image", (8, 1, 32, 32), "float32")}
+        ("image", (8, 1, 32, 32), "float32")
+    }
     images = np.concatenate([feed["image"] for feed in feeds])
     assert images.min() == 0 and images.max() == 1
 
@@ -144,18 +148,25 @@ def test_enlargement_is_bilinear():
 def test_tasks_load_by_path_without_the_package():
     module = load_by_path(ZOO / "tasks.py")
     assert np.array_equal(next(module.digits_data())["image"], next(tasks.digits_data())["image"])
-    code = ("import runpy, sys; names = runpy.run_path(sys.argv[1]); next(names['digits_data']())\n"
-            "assert not [m for m in sys.modules if m.startswith(('onnx', 'sklearn', 'torch'))]")
+    code = (
+        "import runpy, sys; names = runpy.run_path(sys.argv[1]); next(names['digits_data']())\n"
+        "assert not [m for m in sys.modules if m.startswith(('onnx', 'sklearn', 'torch'))]"
+    )
     subprocess.run([sys.executable, "-c", code, str(ZOO / "tasks.py")], check=True, cwd="/")
 
 
 def test_training_without_torch_says_so(tmp_path):
-    code = ("import importlib.util as u, runpy, sys\n"
-            "find = u.find_spec\n"
-            "u.find_spec = lambda name, *rest: None if name == 'torch' else find(name, *rest)\n"
-            "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')")
-    done = subprocess.run([sys.executable, "-c", code, str(ZOO / "train.py"), "--out", str(tmp_path / "new")],
-                          capture_output=True, text=True)
+    code = (
+        "import importlib.util as u, runpy, sys\n"
+        "find = u.find_spec\n"
+        "u.find_spec = lambda name, *rest: None if name == 'torch' else find(name, *rest)\n"
+        "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(ZOO / "train.py"), "--out", str(tmp_path / "new")],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 1 and done.stderr.strip() == "training needs torch: pip install torch"
     assert not (tmp_path / "new").exists()
 
@@ -253,16 +264,19 @@ def test_fetches_the_expected_file(server, tmp_path, path):
     assert out.stat().st_mode == plain.stat().st_mode  # others may read it where they may read any file
 
 
-@pytest.mark.parametrize(("path", "message"), [
-    ("missing", r"the server answered 404 Not Found$"),
-    ("wrong", rf"not the expected file \(sha256 [0-9a-f]{{64}}, expected {SHA256}\)$"),
-    ("truncated", r"ended after 199999 of 200000 bytes$"),
-    ("longer", r"longer than the expected 200000 bytes$"),
-    ("stalls", r"cannot be fetched \(timed out\)$"),
-    ("circle", r"the server answered 302 .*infinite loop.*$"),
-    ("to_ftp", r"ftp://localhost/file: only http and https"),
-    ("to_file", r"file:///etc/hostname' is not allowed$"),
-])
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("missing", r"the server answered 404 Not Found$"),
+        ("wrong", rf"not the expected file \(sha256 [0-9a-f]{{64}}, expected {SHA256}\)$"),
+        ("truncated", r"ended after 199999 of 200000 bytes$"),
+        ("longer", r"longer than the expected 200000 bytes$"),
+        ("stalls", r"cannot be fetched \(timed out\)$"),
+        ("circle", r"the server answered 302 .*infinite loop.*$"),
+        ("to_ftp", r"ftp://localhost/file: only http and https"),
+        ("to_file", r"file:///etc/hostname' is not allowed$"),
+    ],
+)
 @pytest.mark.parametrize("before", [None, b"the file of yesterday"])
 def test_anything_else_is_refused_and_leaves_no_trace(server, tmp_path, path, message, before):
     out = tmp_path / "m.onnx"
@@ -281,7 +295,8 @@ def test_other_addresses_are_not_opened(tmp_path, url):
 
 
 @pytest.mark.parametrize(
-    "url", ["http://127.0.0.1:1/m.onnx", "http://no-such-host.invalid/m.onnx", "http://[/", "http://"])
+    "url", ["http://127.0.0.1:1/m.onnx", "http://no-such-host.invalid/m.onnx", "http://[/", "http://"]
+)
 def test_no_network_is_one_line(tmp_path, url):
     with pytest.raises(BadInput, match=r"cannot be fetched \(.+\)$") as caught:
         fetch.download(url, tmp_path / "m.onnx", SHA256, len(CONTENT), timeout=5)
@@ -315,8 +330,15 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path):
 
 
 def test_public_models_are_fetched_once(server, tmp_path, monkeypatch):
-    row = {"name": "one", "url": f"{server}/ok", "task": "t", "description": "d", "licence": "l",
-           "bytes": len(CONTENT), "sha256": SHA256}
+    row = {
+        "name": "one",
+        "url": f"{server}/ok",
+        "task": "t",
+        "description": "d",
+        "licence": "l",
+        "bytes": len(CONTENT),
+        "sha256": SHA256,
+    }
     monkeypatch.setattr(model_zoo.tomllib, "loads", lambda text: {"shipped": [], "public": [row]})
     Handler.hits = 0
     assert model_zoo.list_models()[0].path is None
