@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     from .app import cli
 
     arguments = list(sys.argv[1:] if argv is None else argv)
+    _quiet_blas()
     _listen()
     verbose = _verbose(arguments)
     if not verbose:
@@ -86,6 +87,16 @@ def _say(text: str) -> None:
 
 def _verbose(arguments: Sequence[str]) -> bool:
     return any(a in ("-v", "--verbose") for a in arguments)
+
+
+def _quiet_blas() -> None:
+    """One BLAS thread unless the user says otherwise; must run before numpy is loaded.
+
+    Spinning BLAS threads fight ONNX Runtime's for the cores (a low-rank plan took 188 s in place of 13 s on two busy
+    cores), and a fixed number of threads makes sums repeat to the bit.
+    """
+    for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(variable, "1")
 
 
 def _listen() -> None:
