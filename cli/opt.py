@@ -26,7 +26,7 @@ HELP = {
     "report": "Write a report, .json or .html. May be repeated.",
     "recipe": "Options from a .toml file, or from a report (.json): its own run. The command line wins.",
     "seed": "Seed of everything random.",
-    "jobs": "Work on so many layers at once.",
+    "jobs": "Cores to collect statistics on; timings keep to --threads.",
     "memory": "Bound on statistics.",
     "timings": "Keep every timing that decided something and replay them when FILE is there: equal to the byte.",
     "dump": "Write the model after every kept pass into DIR.",

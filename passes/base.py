@@ -52,6 +52,7 @@ class Context:
     source: "data" for the user's feeds, "random" for seeded random ones (nothing real was seen).
     original: the model as the user gave it (after `simplify`, if that ran first); never edited.
     exclude: node names matching are left alone by lossy passes.
+    threads: of timed sessions. jobs: cores to work on where nothing is timed (see `workers`).
     follows: names of the passes that come after the running one.
     """
 
@@ -69,6 +70,11 @@ class Context:
     follows: tuple[str, ...] = ()
     on_note: Callable[[str], None] = lambda text: None
     on_progress: Callable[[Iterable[Any], str, int | None], Iterable[Any]] = lambda items, label, total: items
+
+    @property
+    def workers(self) -> int:
+        """Threads of sessions that collect statistics; those that are timed have `threads`."""
+        return max(self.threads, self.jobs)
 
     def excluded(self, node: Any) -> bool:
         """Whether the user asked to leave this node alone (`--exclude REGEX`, searched in the node's name)."""

@@ -61,16 +61,16 @@ def refit(before: Model, model: Model, done: Sequence[Done], macs: int, ctx: Con
     levels = by_level(model, done)
     feeds = solving.spread(feeds_for(macs, len(levels), len(solving)))
     unseen = list(judging.spread(JUDGES))
-    wanted = outputs(before, unseen, ctx.threads)
-    worse = change(wanted, outputs(model, unseen, ctx.threads))
+    wanted = outputs(before, unseen, ctx.workers)
+    worse = change(wanted, outputs(model, unseen, ctx.workers))
     kept = [(node, list(node.inputs)) for d in done for node in _touched(d)]
     errors: dict[str, float] = {}
     for part in ctx.progress(levels, "refit", len(levels)):
         pairs = [Pair(d.name, d.last.name, "y") for d in part]
-        found = collect_pairs(before, model, pairs, feeds, memory_mb=ctx.memory_mb, seed=ctx.seed, threads=ctx.threads)
+        found = collect_pairs(before, model, pairs, feeds, memory_mb=ctx.memory_mb, seed=ctx.seed, threads=ctx.workers)
         for d in part:
             errors[d.name] = _solve(model, d, found[d.last.name])
-    better = change(wanted, outputs(model, unseen, ctx.threads))
+    better = change(wanted, outputs(model, unseen, ctx.workers))
     if better < worse:
         return errors
     for node, inputs in kept:

@@ -29,7 +29,7 @@ REFERENCE_ERROR = 0.05
 def sensitivities(model: Model, found: Mapping[str, Found], ctx: Context) -> dict[str, float]:
     """Relative output MSE of the model for each unit of relative output MSE of the layer, by node name."""
     feeds = list(ctx.fit.spread(FEEDS))
-    reference = outputs(model, feeds, ctx.threads)
+    reference = outputs(model, feeds, ctx.workers)
     out = {}
     for name in ctx.progress(list(found), "sensitivity", len(found)):
         row = found[name]
@@ -40,7 +40,7 @@ def sensitivities(model: Model, found: Mapping[str, Found], ctx: Context) -> dic
         emit.put(trial, layer, split.form.stages(layer, split.factors), split.shift, split.form.name)
         order.sort(trial)
         shapes.refresh(trial)
-        moved = change(reference, outputs(trial, feeds, ctx.threads))
+        moved = change(reference, outputs(trial, feeds, ctx.workers))
         out[name] = max(moved / max(split.option.error, 1e-12), FLOOR)
     return out
 

@@ -26,7 +26,7 @@ def norms(model: Model, layers: Sequence[Layer], ctx: Context) -> Iterator[tuple
         ctx.fit,
         memory_mb=ctx.memory_mb,
         seed=ctx.seed,
-        threads=ctx.threads,
+        threads=ctx.workers,
         progress=ctx.progress,
     )
     for name, moment in found:

@@ -55,7 +55,7 @@ def goals(model: Model, found: Sequence[Layer], feeds: Feeds, ctx: Context) -> d
     most = stats.rows_per_feed(found, widths, len(feeds), budget)
     result: dict[str, Target] = {}
     for wave in chunks(found, 4):
-        result.update(stats.targets(model, wave, feeds, most, ctx.seed, ctx.threads))
+        result.update(stats.targets(model, wave, feeds, most, ctx.seed, ctx.workers))
     return result
 
 
@@ -82,7 +82,7 @@ def curvatures(
         feeds,
         memory_mb=ctx.memory_mb,
         seed=ctx.seed,
-        threads=ctx.threads,
+        threads=ctx.workers,
         max_rows_per_feed=-(-SCORED // len(feeds)),
         progress=ctx.progress,
     )
@@ -104,7 +104,7 @@ def paired(model: Model, flow: Flow, feeds: Feeds, ctx: Context) -> dict[int, fl
     if not todo:
         return found
     names = [t.name for p in todo for t in nodes[p.node].inputs[:2]]
-    tap = Tap(model, names, threads=ctx.threads)
+    tap = Tap(model, names, threads=ctx.workers)
     energy: dict[tuple[str, int], Any] = {}
     few = feeds.spread(16)
     for feed in few:

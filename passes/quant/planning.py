@@ -146,7 +146,7 @@ def quality(plan: Plan, nodes: frozenset[str], ctx: Context) -> float:
     """dB of output SQNR with these nodes in integers, on a few fit feeds."""
     assert plan.base is not None
     feeds = list(ctx.fit.spread(LOOKED_AT))
-    plain, other = (Session(m, threads=ctx.threads) for m in (plan.base, build(plan, nodes)))
+    plain, other = (Session(m, threads=ctx.workers) for m in (plan.base, build(plan, nodes)))
     noise = sensitivity.noise_of([plain.run(f) for f in feeds], [other.run(f) for f in feeds])
     return -10 * math.log10(max(noise, 1e-30))
 

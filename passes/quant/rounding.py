@@ -43,7 +43,7 @@ def refine(model: Model, feeds: Feeds, ctx: Context) -> dict[str, Rounded]:
         feeds.spread(FEEDS),
         memory_mb=ctx.memory_mb,
         seed=ctx.seed,
-        threads=ctx.threads,
+        threads=ctx.workers,
         progress=ctx.on_progress,
     )
     for name, moment in stream:

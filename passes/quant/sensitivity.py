@@ -61,7 +61,7 @@ def _switched(
 def _flip(copy: Model, switches: Mapping[str, str], feeds: Feeds, ctx: Context, count: int = FEEDS) -> dict[str, float]:
     """{key: noise at the outputs with its switch alone on}."""
     order.sort(copy)
-    session = Session(copy, threads=ctx.threads)
+    session = Session(copy, threads=ctx.workers)
     off = {name: np.asarray(False) for name in switches.values()}
     chosen = list(feeds.spread(count))
     plain = [session.run({**feed, **off}) for feed in chosen]
