@@ -27,6 +27,8 @@ class Group(click.Group):
         """Name what was probably meant when there is no such command."""
         if args and self.get_command(ctx, args[0]) is None:
             close = difflib.get_close_matches(args[0], list(self.commands), n=1)
+            if _is_path(args[0]):
+                ctx.fail(f"No such command {args[0]!r}. For a model, write: onnxslim opt {args[0]}")
             hint = f" Did you mean {close[0]!r}?" if close else f" Commands: {', '.join(self.commands)}."
             ctx.fail(f"No such command {args[0]!r}.{hint}")
         return super().resolve_command(ctx, args)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .options import data_options, read_data_options, threads_option, voice_options
+from .options import data_options, read_data_options, threads_option, verbose_option
 
 
 @click.command(short_help="Time models in turns.")
@@ -15,8 +15,8 @@ from .options import data_options, read_data_options, threads_option, voice_opti
 @data_options
 @threads_option
 @click.option("--seconds", type=click.FloatRange(0.1), default=4.0, show_default=True, help="Time for all together.")
-@voice_options
-def bench(models: tuple[Path, ...], threads: int, seconds: float, quiet: bool, verbose: bool, **values: Any) -> None:
+@verbose_option
+def bench(models: tuple[Path, ...], threads: int, seconds: float, verbose: bool, **values: Any) -> None:
     """Time MODELS in turns (A B A B ...) on one feed: medians, and the median ratio to the first."""
     from ..passes import words
     from ..runtime import latency

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .options import data_options, read_data_options, threads_option, voice_options
+from .options import data_options, read_data_options, threads_option, verbose_option
 
 
 @click.command(short_help="Where two models differ, tensor by tensor.")
@@ -25,7 +25,7 @@ from .options import data_options, read_data_options, threads_option, voice_opti
 )
 @click.option("--rows", type=click.IntRange(1), default=20, show_default=True, help="Tensors to show.")
 @click.option("--outputs-only", is_flag=True, help="Compare graph outputs alone.")
-@voice_options
+@verbose_option
 def compare(
     a: Path,
     b: Path,
@@ -33,7 +33,6 @@ def compare(
     rows: int,
     outputs_only: bool,
     threads: int,
-    quiet: bool,
     verbose: bool,
     **values: Any,
 ) -> None:
@@ -49,7 +48,9 @@ def compare(
     found = diverge.compare(a, b, feeds, threads=threads, inner=not outputs_only)
     inner = [d for d in found.inner if d.diff.sqnr_db < min_sqnr]
     if not outputs_only:
-        title = f"{len(found.inner)} inner tensors in both, {len(inner)} differ (SQNR below {min_sqnr:g} dB)"
+        pruned = sum(d.diff.trouble == "other shape" for d in inner)
+        shapes = f", {pruned} of them have another shape" if pruned else ""
+        title = f"{len(found.inner)} inner tensors in both, {len(inner)} differ (SQNR below {min_sqnr:g} dB){shapes}"
         shown = inner if verbose else inner[:rows]
         show.put(title, HEAD, [_row(d) for d in shown], numeric=(2, 3, 4))
         if len(inner) > len(shown):
@@ -67,4 +68,6 @@ def _row(found: Any) -> tuple[str, ...]:
     from ..passes import words
 
     d = found.diff
+    if d.trouble:
+        return found.name, found.op, d.trouble, "", ""
     return found.name, found.op, words.db(d.to_json()), words.number(d.cosine), words.number(d.max_abs)

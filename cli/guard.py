@@ -63,6 +63,8 @@ def guarded(work: Callable[[], object], verbose: bool = False) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except SystemExit:  # how rich and click take a broken pipe; a script's exit does not come this far
+        return 0
     except Exception as e:
         return _explain(e, verbose)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from .options import data_options, read_data_options, threads_option, voice_options
+from .options import data_options, read_data_options, threads_option, verbose_option
 
 
 @click.command(short_help="What is in a model.")
@@ -19,7 +19,7 @@ from .options import data_options, read_data_options, threads_option, voice_opti
 @click.option("--groups", is_flag=True, help="Prunable groups of channels: what is tied, and what is pinned and why.")
 @click.option("--quant", is_flag=True, help="Where quantization would go, and what stays float and why.")
 @click.option("--no-time", is_flag=True, help="Do not run the model.")
-@voice_options
+@verbose_option
 def inspect(
     model: Path,
     top: int,
@@ -27,7 +27,6 @@ def inspect(
     quant: bool,
     no_time: bool,
     threads: int,
-    quiet: bool,
     verbose: bool,
     **values: Any,
 ) -> None:
@@ -132,7 +131,10 @@ def _groups(model: Any, feed: Any, verbose: bool) -> None:
     rows = prune.groups(_simplified(model), feed).describe()
     free = [r for r in rows if r.pinned is None]
     shown = [(r.id, r.channels, words.count(r.params), words.count(r.macs), _members(r.members, verbose)) for r in free]
-    title = f"{len(free)} groups of channels that may go (those of a group live and die together)"
+    title = (
+        f"{len(free)} groups of channels that may go (those of a group live and die together); parameters and MACs of "
+        "one sample are what goes with a whole group, so weights between two groups count in both"
+    )
     show.put(title, ("", "channels", "parameters", "MACs", "tied: node (axis)"), shown, numeric=(1, 2, 3), wide=4)
     pinned = [(_members(r.members, verbose), r.channels, r.pinned) for r in rows if r.pinned is not None]
     if pinned:

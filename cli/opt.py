@@ -89,16 +89,20 @@ def _settings(ctx: click.Context, values: dict[str, Any], recipe: Path | None) -
 
 
 def _check_places(run: dict[str, Any], output: Path, settings: Any) -> None:
-    from ..ir.errors import ModelError
+    from ..ir.errors import ModelError, OptionError
+    from ..ir.wire import data_files
     from . import places
 
     if not run["model"].exists():
         raise ModelError(f"no such file: {run['model']}")
-    places.check(output, [run["model"]])
+    inputs = [run["model"], *data_files(run["model"])]
+    places.check(output, inputs)
     for path in run["report"]:
-        places.check(path, [run["model"], output], "report")
+        places.check(path, [*inputs, output], "report")
+        if path.suffix.lower() not in (".json", ".html", ".htm"):
+            raise OptionError(f"report {path}: the name must end in .json or .html, which says what to write")
     if settings.timings is not None:
-        places.check(Path(settings.timings), [run["model"], output], "timings file")
+        places.check(Path(settings.timings), [*inputs, output], "timings file")
 
 
 def _work(run: dict[str, Any], output: Path, settings: Any) -> int:

@@ -76,6 +76,8 @@ def data_options(command: F) -> F:
 def read_data_options(values: dict[str, Any]) -> dict[str, Any]:
     """The parsed form of `data_options` in a command's keyword arguments."""
     read = dict(values)
+    if read.get("data") == "":
+        raise click.BadParameter("'' names no data", param_hint="'--data'")
     if "input_shape" in read:
         read["input_shape"] = dict(shape(text) for text in read["input_shape"])
     for key in ("image_mean", "image_std"):
@@ -94,9 +96,13 @@ def threads_option(command: F) -> F:
     )
 
 
+def verbose_option(command: F) -> F:
+    """-v."""
+    text = "More: nothing is cut short, every refusal, and tracebacks of errors."
+    return click.option("-v", "--verbose", is_flag=True, help=text)(command)
+
+
 def voice_options(command: F) -> F:
     """-q and -v."""
-    command = click.option("-v", "--verbose", is_flag=True, help="More: every refusal, and tracebacks of errors.")(
-        command
-    )
+    command = verbose_option(command)
     return click.option("-q", "--quiet", is_flag=True, help="Nothing but errors.")(command)

@@ -38,11 +38,18 @@ def _one(cls: Any) -> None:
     from . import show
 
     click.echo(f"{cls.name}\n\n{python.getdoc(cls)}\n")
-    rows = [(o.name, o.kind, "" if o.default is None else o.default, _help(o)) for o in spec.options(cls)]
+    rows = [(o.name, o.kind.replace("tuple", "list"), _value(o.default), _help(o)) for o in spec.options(cls)]
     if rows:
         show.put("", ("option", "type", "default", ""), rows, wide=3)
     example = f":{rows[0][0]}=..." if rows else ""
     click.echo(f"\nonnxslim opt model.onnx -p {cls.name}{example}")
+
+
+def _value(default: Any) -> str:
+    """A default as `-p` takes it."""
+    if isinstance(default, bool | tuple):
+        return str(default).lower() if isinstance(default, bool) else "+".join(map(str, default))
+    return "none" if default is None else str(default)
 
 
 def _help(option: Any) -> str:

@@ -34,9 +34,16 @@ def list_() -> None:
 
 @zoo.command()
 @click.argument("name")
-@click.argument("out", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    "out",
+    type=click.Path(path_type=Path),
+    metavar="OUT",
+    help="File or folder; the current folder unless told.",
+)
 def build(name: str, out: Path | None) -> None:
-    """Put the model NAME at OUT (a file or a folder; here unless told)."""
+    """Put the model NAME at OUT (a file or a folder; the current folder unless told)."""
     from ..model_zoo import build as build_model
 
     click.echo(build_model(name, out or Path.cwd()))

@@ -122,9 +122,12 @@ def set_input(node: gs.Node, index: int, tensor: Any | None) -> None:
     """Exchange one input, extending the list with omitted ones as needed."""
     while len(node.inputs) <= index:
         node.inputs.append(gs.Variable.empty())
-    inputs = list(node.inputs)
-    inputs[index] = gs.Variable.empty() if tensor is None else tensor
-    _relink(node, inputs)
+    old, new = node.inputs[index], gs.Variable.empty() if tensor is None else tensor
+    if old is not new:
+        for place in [k for k, n in enumerate(old.outputs) if n is node][:1]:
+            list.__delitem__(old.outputs, place)
+        list.__setitem__(node.inputs, index, new)
+        list.append(new.outputs, node)
 
 
 def _relink(node: gs.Node, inputs: list[Any]) -> None:
@@ -147,17 +150,20 @@ def _unlink_outputs(node: gs.Node) -> None:
     list.clear(node.outputs)
 
 
-def replace(model: Model, old: Any, new: Any) -> None:
+def replace(model: Model, old: Any, new: Any, outputs: set[int] | None = None) -> None:
     """Let every reader of `old` read `new` instead.
 
     Where `old` is a graph output the output keeps its name: `new` takes the name over when it is an inner variable
-    of that graph, else an Identity is put between.
+    of that graph, else an Identity is put between. outputs: `output_ids(model)`, when the caller has them: without,
+    every call looks through the whole model.
     """
     if old is new:
         return
     users = list({id(n): n for n in old.outputs}.values())
     for user in users:
         _relink(user, [new if t is old else t for t in user.inputs])
+    if outputs is not None and id(old) not in outputs:
+        return
     for graph in model.graphs():
         for k, tensor in enumerate(graph.outputs):
             if tensor is old:
@@ -197,17 +203,24 @@ def drop(model: Model, nodes: Iterable[gs.Node]) -> None:
     for graph in list(model.graphs()):
         if any(id(n) in doomed for n in graph.nodes):
             graph.nodes = [n for n in graph.nodes if id(n) not in doomed]
-    for gone in doomed.values():
-        unlink(gone)
+    unlink(*doomed.values())
 
 
-def unlink(node: gs.Node) -> None:
-    """Take a node's links away, its subgraphs' captures included."""
-    for graph in subgraphs(node):
-        for inner in graph.nodes:
-            unlink(inner)
-    _relink(node, [])
-    _unlink_outputs(node)
+def unlink(*nodes: gs.Node) -> None:
+    """Take the links of nodes away, their subgraphs' captures included; linear in nodes, however many read a tensor."""
+    gone: dict[int, gs.Node] = {}
+    queue = list(nodes)
+    while queue:
+        n = queue.pop()
+        gone[id(n)] = n
+        queue.extend(inner for graph in subgraphs(n) for inner in graph.nodes)
+    for tensor in {id(t): t for n in gone.values() for t in n.inputs}.values():
+        users = [n for n in tensor.outputs if id(n) not in gone]
+        list.clear(tensor.outputs)
+        list.extend(tensor.outputs, users)
+    for n in gone.values():
+        list.clear(n.inputs)
+        _unlink_outputs(n)
 
 
 def sweep(model: Model) -> int:
@@ -230,6 +243,5 @@ def _sweep_graph(graph: gs.Graph) -> int:
     dead = [n for n in graph.nodes if id(n) not in alive]
     if dead:
         graph.nodes = [n for n in graph.nodes if id(n) in alive]
-        for n in dead:
-            unlink(n)
+        unlink(*dead)
     return len(dead)

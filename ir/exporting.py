@@ -12,8 +12,8 @@ import onnx_graphsurgeon as gs
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
 from .errors import ModelError
-from .importing import ExternalValues, ProtoValues
 from .model import Model, nbytes
+from .values import ExternalValues, ProtoValues
 
 INLINE_LIMIT = 2**31 - 2**20  # protobuf refuses messages of 2 GiB; leave room for the graph
 
@@ -37,6 +37,8 @@ def tensor_proto(tensor: gs.Constant) -> TensorProto:
     proto = TensorProto()
     if isinstance(values, ProtoValues):
         proto.CopyFrom(values.tensor)
+        if values.raw is not None:
+            proto.raw_data = values.raw
     elif isinstance(values, ExternalValues):
         proto.data_type = values.tensor.data_type
         proto.dims.extend(values.shape)
@@ -92,6 +94,14 @@ class Exporter:
         self.model, self.shapes, self.store = model, shapes, store
         self.header = model.header
         self.homes = _constant_homes(model)
+        self.ir_version = 4 if self._outgrown() else self.header.ir_version
+
+    def _outgrown(self) -> bool:
+        """Whether IR 3 has no place for a new constant: Constant nodes hold nothing but floats before opset 9."""
+        if self.header.ir_version >= 4 or self.model.opset >= 9:
+            return False
+        new = (c for held in self.homes.values() for c in held if c.name not in self.header.input_order)
+        return any(np.dtype(c.dtype).kind != "f" for c in new)
 
     def graph(self, proto: onnx.GraphProto, graph: gs.Graph, main: bool) -> None:
         """Fill `proto` in place: a message that is copied into another takes its weights' memory twice."""
@@ -109,7 +119,7 @@ class Exporter:
 
     def inputs(self, proto: onnx.GraphProto, graph: gs.Graph, constants: list[Any], main: bool) -> None:
         by_name = {t.name: t for t in graph.inputs}
-        if main and self.header.ir_version < 4:
+        if main and self.ir_version < 4:
             by_name.update({c.name: c for c in constants if c.name in self.header.input_order})
         first = [n for n in self.header.input_order if n in by_name] if main else []
         listed = dict.fromkeys([*first, *by_name])
@@ -121,7 +131,7 @@ class Exporter:
 
     def constant(self, proto: onnx.GraphProto, constant: gs.Constant, main: bool) -> None:
         """An initializer; below IR 4, where those must be inputs, a Constant node unless it was one."""
-        if self.header.ir_version < 4 and not (main and constant.name in self.header.input_order):
+        if self.ir_version < 4 and not (main and constant.name in self.header.input_order):
             node = proto.node.add(op_type="Constant", output=[constant.name], name=f"{constant.name}__const")
             node.attribute.append(helper.make_attribute("value", self.store(constant)))
         else:
@@ -215,7 +225,7 @@ def to_proto(
     header = model.header
     exporter = Exporter(model, header.listed_shapes if shapes is None else shapes, store)
     proto = onnx.ModelProto(
-        ir_version=header.ir_version,
+        ir_version=exporter.ir_version,
         producer_name=header.producer_name,
         producer_version=header.producer_version,
         domain=header.domain,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -17,8 +18,9 @@ from onnx import TensorProto
 
 from .errors import ModelError, OutputError
 from .exporting import INLINE_LIMIT, bare, tensor_proto, to_proto, weight_bytes
-from .importing import ExternalValues, from_proto
+from .importing import from_proto
 from .model import Model
+from .values import ExternalValues, take_weights
 
 PathLike = str | os.PathLike[str]
 EXTERNAL_FROM = 1024  # smaller tensors stay in the model file: shape inference reads them there
@@ -35,7 +37,8 @@ def from_bytes(data: bytes, base_dir: PathLike | None = None, name: str = "the m
     except DecodeError as error:
         raise ModelError(f"{name} is not an ONNX model, or is truncated or damaged") from error
     try:
-        model = from_proto(proto, base_dir)
+        proto, raw = take_weights(proto)
+        model = from_proto(proto, base_dir, raw)
         to_proto(model, store=bare)  # names that are not text, and the like, show here and not after an hour's work
         return model
     except ModelError as error:
@@ -90,10 +93,13 @@ def atomic(path: PathLike) -> Iterator[IO[bytes]]:
 def save(model: Model, path: PathLike) -> None:
     """Write a model file, atomically.
 
-    Weights go to `<name>.data` beside it when the model came with external data or exceeds 2 GiB. Raises
-    OutputError when the place cannot be written; a file that stood there before is then untouched.
+    Weights go to `<name>.data` beside it when the model came with external data or exceeds 2 GiB (`<name>.1.data`
+    when the model's own weights lie in a file of that name). Raises OutputError when the place cannot be written, or
+    holds the weights that the model came with; a file that stood there before is then untouched.
     """
     path = Path(path)
+    if _holds_weights(model, path):
+        raise OutputError(f"cannot write {path}: the model's own weights lie there; name another")
     if path.is_dir():
         raise OutputError(f"cannot write {path}: it is a folder")
     if model.header.external or weight_bytes(model) > INLINE_LIMIT:
@@ -105,10 +111,18 @@ def save(model: Model, path: PathLike) -> None:
 
 
 def _save_external(model: Model, path: Path) -> None:
-    data_path = path.with_name(path.name + ".data")
+    suffixes = itertools.chain([""], (f".{k}" for k in itertools.count(1)))
+    places = (path.with_name(f"{path.name}{suffix}.data") for suffix in suffixes)
+    data_path = next(p for p in places if not _holds_weights(model, p))
     with atomic(path) as file, atomic(data_path) as data:
         proto = to_proto(model, store=_external_store(data, data_path.name))
         file.write(proto.SerializeToString(deterministic=True))
+
+
+def _holds_weights(model: Model, path: Path) -> bool:
+    """Whether the model's weights came from this file, by either name where there is a link."""
+    named = os.path.join(os.path.realpath(path.parent), path.name)
+    return not {named, os.path.realpath(path)}.isdisjoint(model.header.data_files)
 
 
 def _external_store(file: IO[bytes], location: str) -> Callable[[gs.Constant], TensorProto]:

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from onnx import AttributeProto, TensorProto, helper, numpy_helper
+from onnx import AttributeProto, helper, numpy_helper
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from . import order
 from .errors import ModelError
-from .model import DEFAULT_DOMAINS, Header, Model, packed_nbytes
+from .model import DEFAULT_DOMAINS, Header, Model
+from .values import ExternalValues, ProtoValues, lazy_values, np_dtype
 
 _SCALARS = {AttributeProto.FLOAT: "f", AttributeProto.INT: "i"}
 _LISTS = {AttributeProto.FLOATS: "floats", AttributeProto.INTS: "ints"}
@@ -32,86 +33,6 @@ _CONSTANT_FORMS = {
     "value_string": object,
     "value_strings": object,
 }
-
-
-def np_dtype(elem_type: int) -> Any:
-    """The numpy (or ml_dtypes) type of an ONNX element type; None when it is undefined."""
-    return helper.tensor_dtype_to_np_dtype(elem_type) if elem_type else None
-
-
-class ProtoValues(LazyValues):
-    """Values that stay in their `TensorProto` until they are touched."""
-
-    def __init__(self, proto: TensorProto):
-        self.tensor = proto
-        self.shape = tuple(proto.dims)
-        self.dtype = np.dtype(np_dtype(proto.data_type))
-        self.packed_nbytes = packed_nbytes(self.dtype, self.shape)
-        self.nbytes = self.packed_nbytes
-
-    def load(self) -> np.ndarray:
-        """Decode the proto: an array of the declared shape."""
-        try:
-            return np.asarray(numpy_helper.to_array(self.tensor))
-        except (ValueError, TypeError) as error:
-            raise ModelError(f"initializer '{self.tensor.name}' cannot be decoded: {error}") from error
-
-
-class ExternalValues(LazyValues):
-    """Values in a file beside the model, mapped into memory when touched."""
-
-    def __init__(self, proto: TensorProto, path: Path, offset: int, length: int):
-        self.tensor = proto
-        self.path, self.offset, self.length = path, offset, length
-        self.shape = tuple(proto.dims)
-        self.dtype = np.dtype(np_dtype(proto.data_type))
-        self.packed_nbytes = packed_nbytes(self.dtype, self.shape)
-        self.nbytes = self.packed_nbytes
-
-    def raw(self) -> np.ndarray:
-        """The bytes, mapped (uint8, one dimension)."""
-        if not self.length:
-            return np.zeros(0, np.uint8)
-        return np.memmap(self.path, np.uint8, "r", self.offset, (self.length,))
-
-    def load(self) -> np.ndarray:
-        """A mapped array of the declared shape (4-bit types are unpacked)."""
-        if self.length * 8 < self.packed_nbytes * 8:
-            raise ModelError(f"external data of '{self.tensor.name}' is shorter than its shape {self.shape} needs")
-        if self.dtype.itemsize * int(np.prod(self.shape, dtype=np.int64)) == self.packed_nbytes:
-            return self.raw()[: self.packed_nbytes].view(self.dtype).reshape(self.shape)
-        proto = TensorProto(data_type=self.tensor.data_type, dims=self.shape, raw_data=self.raw().tobytes())
-        return numpy_helper.to_array(proto)
-
-
-def _external(proto: TensorProto, base: Path | None) -> ExternalValues:
-    """Resolve an external tensor; paths that leave the model's folder are refused."""
-    info = {entry.key: entry.value for entry in proto.external_data}
-    location = info.get("location", "")
-    if base is None:
-        raise ModelError(f"initializer '{proto.name}' is stored in '{location}', but the model has no folder")
-    root = Path(os.path.realpath(base))
-    path = Path(os.path.realpath(root / location))
-    if not location or os.path.isabs(location) or root not in path.parents:
-        raise ModelError(f"initializer '{proto.name}': external data '{location}' leaves the model's folder; refused")
-    if not path.is_file():
-        raise ModelError(f"initializer '{proto.name}': external data file '{location}' is missing beside the model")
-    size = path.stat().st_size
-    offset = int(info.get("offset", 0) or 0)
-    needed = packed_nbytes(np.dtype(np_dtype(proto.data_type)), tuple(proto.dims))
-    length = int(info.get("length", 0) or 0) or needed
-    if offset < 0 or offset + length > size or length < needed:
-        raise ModelError(f"initializer '{proto.name}': external data '{location}' is too short (truncated?)")
-    return ExternalValues(proto, path, offset, length)
-
-
-def lazy_values(proto: TensorProto, base: Path | None) -> LazyValues:
-    """The undecoded values of a tensor proto."""
-    if np_dtype(proto.data_type) is None:
-        raise ModelError(f"initializer '{proto.name}' has an undefined element type")
-    if proto.data_location == TensorProto.EXTERNAL:
-        return _external(proto, base)
-    return ProtoValues(proto)
 
 
 def _shape(tensor_type: Any) -> list[Any] | None:
@@ -142,8 +63,8 @@ class _Names:
 
 
 class _Importer:
-    def __init__(self, proto: onnx.ModelProto, base: Path | None):
-        self.proto, self.base = proto, base
+    def __init__(self, proto: onnx.ModelProto, base: Path | None, raw: dict[str, bytes]):
+        self.proto, self.base, self.raw = proto, base, raw
         self.ir_version = proto.ir_version
         self.header = _header(proto)
         self.tensors, self.node_names = _Names(), _Names()
@@ -180,7 +101,8 @@ class _Importer:
         for tensor in proto.initializer:
             if tensor.name in found:
                 raise ModelError(f"initializer '{tensor.name}' is defined twice")
-            values = lazy_values(tensor, self.base)
+            raw = self.raw.get(tensor.name) if proto is self.proto.graph else None
+            values = lazy_values(tensor, self.base) if raw is None else ProtoValues(tensor, raw)
             self.values.append(values)
             found[tensor.name] = gs.Constant(self.tensors.claim(tensor.name), values)
         for sparse in proto.sparse_initializer:
@@ -317,19 +239,25 @@ def _header(proto: onnx.ModelProto) -> Header:
     )
 
 
-def from_proto(proto: onnx.ModelProto, base_dir: str | os.PathLike[str] | None = None) -> Model:
+def from_proto(
+    proto: onnx.ModelProto,
+    base_dir: str | os.PathLike[str] | None = None,
+    raw: dict[str, bytes] | None = None,
+) -> Model:
     """Import a `ModelProto`.
 
     base_dir: the folder that external data is relative to. The proto's tensors are referred to, not copied: do not
-    edit it afterwards. Raises ModelError for a graph that cannot be right (cycle, undefined tensor, double names,
-    an operator set newer than the installed onnx package knows).
+    edit it afterwards. raw: bytes of initializers that were taken out (`take_weights`). Raises ModelError for a
+    graph that cannot be right (cycle, undefined tensor, double names, an operator set newer than the installed onnx
+    package knows).
     """
     _check_versions(proto)
-    importer = _Importer(proto, Path(base_dir) if base_dir is not None else None)
+    importer = _Importer(proto, Path(base_dir) if base_dir is not None else None, raw or {})
     reserved = [*proto.graph.input, *proto.graph.output]
     graph = importer.graph(proto.graph, {}, main=True)
     importer.header.only_defaults = 0 < len(importer.header.defaults) == len(proto.graph.initializer)
-    importer.header.external = any(isinstance(v, ExternalValues) for v in importer.values)
+    files = dict.fromkeys(n for v in importer.values if isinstance(v, ExternalValues) for n in (v.named, str(v.path)))
+    importer.header.external, importer.header.data_files = bool(files), tuple(files)
     model = Model(graph, importer.header)
     _check_reserved(model, reserved)
     order.sort(model)

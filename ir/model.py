@@ -24,6 +24,7 @@ class Header:
     only_defaults: whether every initializer of the file is also an input: an exporter's habit, not an intention.
     input_order: names in the file's input list, initializers that were inputs (IR version 3) included.
     listed_shapes: whether the file carried shapes of inner tensors, so that saving adds none where there were none.
+    external, data_files: whether weights came from files beside the model, and from which (absolute paths).
     """
 
     ir_version: int = 8
@@ -45,6 +46,7 @@ class Header:
     input_order: tuple[str, ...] = ()
     listed_shapes: bool = False
     external: bool = False
+    data_files: tuple[str, ...] = ()
 
 
 @dataclass
@@ -75,7 +77,7 @@ class Model:
         while queue:
             graph = queue.pop(0)
             yield graph
-            queue.extend(g for node in graph.nodes for g in subgraphs(node))
+            queue.extend(v for node in graph.nodes for v in node.attrs.values() if isinstance(v, gs.Graph))
 
     def nodes(self) -> Iterator[gs.Node]:
         """Every node of every level."""

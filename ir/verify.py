@@ -23,6 +23,7 @@ def check(model: Model) -> None:
 def _check_names(model: Model) -> None:
     nodes: set[str] = set()
     tensors: dict[str, Any] = {}
+    readers: dict[int, set[int]] = {}  # of a tensor: one constant may have thousands
     for node in model.nodes():
         if node.name in nodes or not node.name:
             raise ModelError(f"node name '{node.name}' ({node.op}) is empty or not unique")
@@ -34,7 +35,9 @@ def _check_names(model: Model) -> None:
             if tensor.name and not (len(tensor.inputs) == 1 and tensor.inputs[0] is node):
                 raise ModelError(f"tensor '{tensor.name}' is not linked to its producer '{node.name}' alone")
         for tensor in node.inputs:
-            if tensor.name and not any(n is node for n in tensor.outputs):
+            if tensor.name and id(tensor) not in readers:
+                readers[id(tensor)] = {id(n) for n in tensor.outputs}
+            if tensor.name and id(node) not in readers[id(tensor)]:
                 raise ModelError(f"tensor '{tensor.name}' does not know its reader '{node.name}'")
 
 

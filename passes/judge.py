@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..ir.errors import DataError
+from ..ir.exporting import weight_bytes
+from ..runtime.loading import INLINE, give_back
 from ..runtime.session import Session
 from .budget import EXACT_DB, TIES_DB, Allowance, Limits, Spent, noise
 
@@ -40,7 +42,7 @@ class Judge:
         self.metric_before: float | None = None
         self.failed = ""
         self._own_noise: dict[str, float] | None = None
-        self._recent: list[tuple[Model, Session]] = []
+        self._recent: list[tuple[Any, Session]] = []
 
     def baseline(self, model: Any) -> None:
         """Evaluate the metric on the original."""
@@ -51,25 +53,33 @@ class Judge:
             raise DataError("the metric of the original model is 0, so that a relative --max-drop means nothing")
 
     def session(self, model: Any) -> Session:
-        """A session of the original or of a candidate; those of the last two candidates are kept.
+        """A session of the original or of a candidate; those used last are kept: three, or two of large models.
 
         Making one costs a serialisation and a second copy of the weights, and a candidate is run, scored and timed.
         """
-        if model is self._reference.model:
-            return self._reference.session
-        for known, session in self._recent:
+        for k, (known, session) in enumerate(self._recent):
             if known is model:
+                self._recent.insert(0, self._recent.pop(k))
                 return session
-        session = Session(model, threads=self._threads)
-        self._recent = [(model, session), *self._recent[:1]]
+        original = self._reference.model
+        large = any(_is_large(m) for m in (model, *(known for known, _ in self._recent)))
+        self._recent = self._recent[: 1 if large else 2]
+        if large and not any(known is original for known, _ in self._recent):
+            self._reference.release()
+        session = self._reference.session if model is original else Session(model, threads=self._threads)
+        self._recent.insert(0, (model, session))
         return session
 
     def release(self) -> None:
-        """Let the sessions of candidates go."""
+        """Let all sessions go; they come back when they are asked for."""
         self._recent = []
+        self._reference.release()
+        give_back()
 
     def numerics(self, model: Model) -> Numerics:
         """The candidate's outputs beside the original's on the check feeds."""
+        if not self._reference.known:  # loading a file takes more than keeping it: before there is anything beside it
+            self.session(self._reference.model)
         return self._reference.compare(self.session(model))
 
     def score(self, model: Model) -> float | None:
@@ -144,6 +154,10 @@ class Judge:
             value = float(self.metric(self.session(model).run))  # type: ignore[misc]
         except Exception as e:  # the user's code
             raise DataError(f"the metric failed: {type(e).__name__}: {' '.join(str(e).split())}") from e
-        if math.isnan(value):
-            raise DataError("the metric returned NaN")
+        if not math.isfinite(value):
+            raise DataError(f"the metric returned {'NaN' if math.isnan(value) else value}; expected a finite number")
         return value
+
+
+def _is_large(model: Any) -> bool:
+    return hasattr(model, "graph") and weight_bytes(model) > INLINE

@@ -22,7 +22,7 @@ from ..runtime.numerics import Reference
 from ..runtime.sources import DataOptions
 from . import report as reports
 from .base import Context, LossyPass, Pass
-from .budget import Limits
+from .budget import COLLAPSE_DB, Limits
 from .judge import Judge, Metric
 from .pace import Pace
 from .pipeline import Observer, Pipeline, arrange
@@ -137,7 +137,8 @@ def prepare(model: Model | str | os.PathLike[str], settings: Settings) -> Job:
         settings.jobs, pattern(settings.exclude) if settings.exclude else None,
     )  # fmt: skip
     limits = Limits(settings.max_drop, settings.min_sqnr)  # type: ignore[arg-type]
-    judge = Judge(Reference(source, check, threads=settings.threads), limits, metric, settings.threads)
+    reference = Reference(source, check, threads=settings.threads, memory_mb=settings.memory_mb // 8)
+    judge = Judge(reference, limits, metric, settings.threads)
     judge.baseline(source)
     return Job(loaded, source, path, settings, passes, ctx, feeds, judge, notes)
 
@@ -169,6 +170,7 @@ def execute(
         tool=reports.describe_tool(ctx.target),
     )
     _judge(report, run, broken, metric)
+    _warn_of_damage(report, run, numerics.min_sqnr)
     ctx.timings.save()
     report.seconds, report.peak_mb = watch.seconds(), peak_mb()
     return Result(run.model, report)
@@ -184,6 +186,17 @@ def _judge(report: Report, run: Run, broken: Sequence[str], metric: float | None
     changed = [f"{s.p.name}: {s.reason}" for s in run.steps if s.reason and not s.error]
     report.reasons = list(dict.fromkeys([*broken, *failed, *changed, *_held_back(run)]))
     report.verdict = reports.MISSED if broken else reports.FAILED if failed else reports.OK
+
+
+def _warn_of_damage(report: Report, run: Run, sqnr_db: float) -> None:
+    """An amount that was applied as asked may ruin a model: say so loudly, since no limit did."""
+    if run.judge.limits.given or run.ctx.source == "random" or not sqnr_db < COLLAPSE_DB:
+        return
+    run.note(
+        f"the outputs are far from the original's (SQNR {sqnr_db:.1f} dB): the amounts were applied as asked. "
+        "Give --max-drop or --min-sqnr to have them weakened until the accuracy holds."
+    )
+    report.notes = run.notes
 
 
 def _held_back(run: Run) -> list[str]:
@@ -237,7 +250,8 @@ def data_options(settings: Settings) -> DataOptions:
     mean, std = (None if v is None else tuple(v) for v in (settings.image_mean, settings.image_std))
     if isinstance(given["image_size"], list):
         given["image_size"] = tuple(given["image_size"])
-    return DataOptions(**given, image_mean=mean, image_std=std, input_shapes=shapes)
+    cache_mb = max(1, settings.memory_mb // 4)
+    return DataOptions(**given, image_mean=mean, image_std=std, input_shapes=shapes, cache_mb=cache_mb)
 
 
 def _freeze(model: Model) -> list[str]:

@@ -6,13 +6,14 @@ only when two measurements say so, beyond the noise of one; on a target that is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..ir import cost, shapes
+from ..ir.errors import SlimError
 from ..runtime import latency
 from .base import Context
 
@@ -75,14 +76,27 @@ class Pace:
 def sizes(model: Model, feed: Mapping[str, np.ndarray]) -> Mapping[str, tuple[int, ...]] | None:
     """Shapes that the feed gives to the tensors of a model with open sizes; None where only the batch is open.
 
-    The batch of the feed is cut to one sample where the model leaves it open, so that costs are those of one.
+    The batch of the feed is cut to one sample where the model leaves it open and runs so, so that costs are those of
+    one.
     """
     if not _open_sizes(model):
         return None
     from ..runtime import probe
 
-    batch = {t.name for t in model.inputs if t.shape and not isinstance(t.shape[0], int)}
-    return probe.shapes(model, {k: v[:1] if k in batch else v for k, v in feed.items()})
+    batch = _batched(model)
+    try:
+        return probe.shapes(model, {k: v[:1] if k in batch else v for k, v in feed.items()})
+    except SlimError:  # the first axis is no batch (time, nodes of a graph): the model needs all of it
+        return probe.shapes(model, feed)
+
+
+def samples(model: Model, shapes_of: Mapping[str, Sequence[int]]) -> int:
+    """Samples in a feed of these shapes: the first size of an input that leaves it open; 1 when none does."""
+    return max([1, *(int(shapes_of[name][0]) for name in _batched(model) if shapes_of.get(name))])
+
+
+def _batched(model: Model) -> set[str]:
+    return {t.name for t in model.inputs if t.shape and not isinstance(t.shape[0], int)}
 
 
 def _bytes(model: Any) -> int:

@@ -10,10 +10,11 @@ from typing import Any
 from . import words
 
 STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1d2530;background:#fff}
+body{font:15px/1.5 system-ui,sans-serif;max-width:66rem;margin:2rem auto;padding:0 1rem;color:#1d2530;background:#fff}
 h1{font-size:1.4rem}h2{font-size:1.1rem;margin-top:2rem}code,pre{font:13px ui-monospace,monospace}
 table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.3rem .6rem;border-bottom:1px solid #e2e6ec}
-td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}th{font-weight:600;background:#f6f8fa}
+td{overflow-wrap:break-word}td:first-child,details td{overflow-wrap:anywhere}
+td.n,th.n{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}th{font-weight:600;background:#f6f8fa}
 .verdict{padding:.6rem 1rem;border-radius:6px;font-weight:600}.good{background:#e2f5e6;color:#135c28}
 .bad{background:#fde7e4;color:#8c1d10}.warn{background:#fff4d6;padding:.4rem 1rem;border-radius:6px}
 .muted{color:#697586}pre{background:#f6f8fa;padding:.8rem;overflow-x:auto;border-radius:6px}
@@ -26,7 +27,7 @@ def render(report: Mapping[str, Any]) -> str:
     body = [
         f"<h1>onnxslim-opt: {escape(words.model_name(report))}</h1>",
         _verdict(report),
-        *(f'<p class="warn">{escape(n)}</p>' for n in report.get("notes", ())),
+        *(f'<p class="warn">{escape(n)}</p>' for n in _notes(report)),
         "<h2>Before and after</h2>",
         _summary(report),
         "<h2>Steps</h2>",
@@ -48,6 +49,11 @@ def _verdict(report: Mapping[str, Any]) -> str:
     items = "".join(f"<li>{escape(r)}</li>" for r in report.get("reasons", ()))
     line = f'<p class="verdict {"good" if good else "bad"}">{escape(words.verdict(report))}</p>'
     return line + (f"<ul>{items}</ul>" if items else "")
+
+
+def _notes(report: Mapping[str, Any]) -> list[str]:
+    """What was said during the run and is not among the reasons of the verdict."""
+    return [n for n in report.get("notes", ()) if n not in report.get("reasons", ())]
 
 
 def _summary(report: Mapping[str, Any]) -> str:
@@ -74,10 +80,12 @@ def _steps(steps: Sequence[Mapping[str, Any]]) -> str:
     rows = []
     for k, step in enumerate(steps, 1):
         state = words.state(step)
-        cells = (str(k), step["spec"], state, words.did(step), words.sqnr(step.get("numerics")))
-        rows.append((*cells, f"{step['seconds']:.1f} s", f"{step['peak_mb']:.0f} MB"))
-    head = ("", "pass", "", "what it did", "SQNR", "time", "peak memory")
-    return _table(head, rows, numeric=(4, 5, 6))
+        after, spec = step["after"], escape(step["spec"]).replace(":", ":<wbr>")
+        cells = (str(k), spec, state, words.did(step), words.size(after["bytes"]), words.count(after["macs"]))
+        spent = (f"{step['seconds']:.1f} s", f"{step['peak_mb']:.0f} MB")
+        rows.append((*cells, words.sqnr(step.get("numerics")) if step["kept"] else "", *spent))
+    head = ("", "pass", "", "what it did", "size", "MACs", "SQNR", "time", "memory")
+    return _table(head, rows, numeric=(4, 5, 6, 7, 8), raw=(1,))
 
 
 def _numerics(numerics: Mapping[str, Any] | None) -> str:

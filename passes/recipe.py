@@ -98,6 +98,8 @@ def load(path: str | Path) -> dict[str, Any]:
     """Settings of a recipe file, TOML or a JSON report. Raises OptionError naming what is wrong with it."""
     path = Path(path)
     table = _read(path)
+    if not isinstance(table, dict):
+        raise OptionError(f"recipe {path} is a JSON {type(table).__name__}; expected an object with options as keys")
     if "command" in table and "schema" in table:
         table = table["command"]
     known = {f.name for f in fields(Settings)}

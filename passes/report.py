@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..ir.errors import LimitsNotMet, PassError
 from ..ir.files import atomic
+from ..ir.wire import data_files
 from . import spec
 from .base import LossyPass
 
@@ -98,9 +99,8 @@ def sha256(path: Path) -> str:
 
 
 def file_bytes(path: Path) -> int:
-    """Size of a model file, with the external data file that this package writes beside it."""
-    data = path.with_name(path.name + ".data")
-    return path.stat().st_size + (data.stat().st_size if data.is_file() else 0)
+    """Size of a model file, with the external data files that it names."""
+    return sum(part.stat().st_size for part in (path, *data_files(path)))
 
 
 def describe_step(step: Step) -> dict[str, Any]:
@@ -142,6 +142,7 @@ def describe_tool(target: Any) -> dict[str, Any]:
         "python": platform.python_version(),
         "machine": platform.machine(),
         "target": target.name,
+        "native": target.native,
         "isa": list(getattr(target, "isa", ())),
     }
 

@@ -62,6 +62,7 @@ def inline_functions(model: Model) -> int:
 
     count = len(model.header.functions)
     inlined = from_proto(onnx.inliner.inline_local_functions(to_proto(model)))
+    inlined.header.external, inlined.header.data_files = model.header.external, model.header.data_files
     model.graph, model.header = inlined.graph, inlined.header
     model.__dict__.pop("_namer", None)
     return count

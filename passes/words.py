@@ -32,8 +32,8 @@ def summary(report: Mapping[str, Any]) -> list[Row]:
         _ratio("file size", before["bytes"], after["bytes"], size, "smaller", "bigger"),
         _ratio("parameters", before["params"], after["params"], count, "fewer", "more"),
         _ratio("MACs", before["macs"], after["macs"], count, "fewer", "more"),
-        _latency(report.get("latency")),
-        _metric(report.get("metric")),
+        _latency(report.get("latency"), report.get("tool", {})),
+        _metric(report.get("metric"), report.get("command")),
         _sqnr_row(report.get("numerics")),
     ]
     return [row for row in rows if row is not None]
@@ -52,30 +52,34 @@ def _ratio(what: str, before: int, after: int, show: Any, less: str, more: str) 
     return Row(what, show(before), show(after), change, fraction)
 
 
-def _latency(latency: Mapping[str, Any] | None) -> Row | None:
+def _latency(latency: Mapping[str, Any] | None, tool: Mapping[str, Any]) -> Row | None:
     if not latency:
         return None
     speedup, threads = latency["speedup"], latency.get("threads", 1)
-    what = f"latency ({threads} thread{'s' if threads != 1 else ''})"
+    where = "of one feed" if tool.get("native", True) else f"here, not on {tool.get('target')}"
+    what = f"latency {where} ({threads or 'all'} thread{'s' if threads != 1 else ''})"
     word = "same" if abs(speedup - 1) < 0.03 else f"{speedup:.2f}x {'faster' if speedup > 1 else 'as fast'}"
     return Row(what, milliseconds(latency["before_ms"]), milliseconds(latency["after_ms"]), word, 1 / speedup)
 
 
-def _metric(metric: Mapping[str, Any] | None) -> Row | None:
+def _metric(metric: Mapping[str, Any] | None, command: Mapping[str, Any] | None) -> Row | None:
     if not metric:
         return None
     before, after = metric["before"], metric["after"]
+    function = str((command or {}).get("metric") or "").rpartition(":")[2]
+    what = f"metric ({function})" if function.isidentifier() else "metric"
     if after is None:
-        return Row("metric", number(before), "failed", "")
+        return Row(what, number(before), "failed", "")
     change = "same" if after == before else f"{(after - before) / abs(before):+.2%}" if before else ""
-    return Row("metric", number(before), number(after), change)
+    return Row(what, number(before), number(after), change)
 
 
 def _sqnr_row(numerics: Mapping[str, Any] | None) -> Row | None:
     if not numerics:
         return None
     kind = "random feeds (nothing real)" if numerics["source"] == "random" else "check feeds"
-    return Row("output fidelity", "", sqnr(numerics), f"SQNR of the worst output, on {numerics['feeds']} {kind}")
+    where = f"signal to noise (SQNR), worst output, on {numerics['feeds']} {kind}"
+    return Row("output fidelity", "", sqnr(numerics), where)
 
 
 def sqnr(numerics: Mapping[str, Any] | None) -> str:
@@ -88,21 +92,32 @@ def sqnr(numerics: Mapping[str, Any] | None) -> str:
 def db(output: Mapping[str, Any]) -> str:
     """One output's SQNR."""
     value = output["sqnr_db"]
-    return "exact" if value >= 999 else "broken" if value <= -999 else f"{value:.1f} dB"
+    return "exact" if value >= 999 else output.get("trouble") or "broken" if value <= -999 else f"{value:.1f} dB"
 
 
 def did(step: Mapping[str, Any]) -> str:
     """What a pass did, in its own counts; what it left alone."""
-    parts = [f"{k}: {short(v)}" for k, v in step["did"].items() if v] if step["kept"] else []
+    parts = _counts(step["did"]) if step["kept"] else []
     if step["error"]:
         parts.append(step["error"])
     elif step["reason"]:
-        parts.append(step["reason"])
+        parts.append(step["reason"].removeprefix("weakened: ").removeprefix("rolled back: "))  # it stands beside it
     elif not step["changed"] and step["notes"]:
         parts.append(step["notes"][-1].removeprefix(f"{step['pass']}: "))
     if step["skipped"]:
         parts.append(f"{len(step['skipped'])} left alone")
     return "; ".join(parts) or ("no change needed" if not step["changed"] else "")
+
+
+def _counts(did: Mapping[str, Any]) -> list[str]:
+    """`channels removed: 8 of 64; layers refitted: 3`: a count named "of" is the whole of the one before it."""
+    parts: list[str] = []
+    for key, value in did.items():
+        if key == "of" and parts:
+            parts[-1] += f" of {short(value)}"
+        elif value and key != "of":
+            parts.append(f"{key}: {short(value)}")
+    return parts
 
 
 def state(step: Mapping[str, Any]) -> str:
@@ -172,4 +187,6 @@ def percent(value: float | None) -> str:
 
 def short(value: Any) -> str:
     """A count or a measure in a phrase."""
+    if isinstance(value, int) and value >= 100_000:
+        return count(value)
     return f"{value:.4g}" if isinstance(value, float) else str(value)

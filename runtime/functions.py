@@ -62,10 +62,12 @@ def _first_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def importable(folder: Path) -> Iterator[None]:
-    """Put a folder first on the import path for a while."""
+    """Put a folder first on the import path while a user's code runs; its `exit()` ends the code, not the program."""
     sys.path.insert(0, str(folder))
     try:
         yield
+    except SystemExit as e:
+        raise RuntimeError(f"it called exit({'' if e.code is None else e.code})") from e
     finally:
         with contextlib.suppress(ValueError):
             sys.path.remove(str(folder))

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..ir.errors import ModelError
+from ..ir.errors import DataError, ModelError
 from .feeds import Feed, Feeds, feed_bytes
 from .session import ModelLike, Session
 from .specs import kind_of
@@ -47,6 +47,7 @@ class OutputDiff:
     max_abs: the largest absolute difference; None likewise.
     argmax_agreement: share of rows with the same largest entry, for [rows, classes] floats; else None.
     exact: share of equal elements, for outputs that are not floats; else None.
+    trouble: why it is broken: "other shape", or "NaN or infinite"; "" otherwise.
     """
 
     name: str
@@ -55,6 +56,7 @@ class OutputDiff:
     max_abs: float | None = None
     argmax_agreement: float | None = None
     exact: float | None = None
+    trouble: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """For the report; see `json_db` for infinities."""
@@ -65,6 +67,8 @@ class OutputDiff:
         row["argmax_agreement"] = None if self.argmax_agreement is None else round(self.argmax_agreement, 6)
         if self.exact is not None:
             row["exact"] = round(self.exact, 6)
+        if self.trouble:
+            row["trouble"] = self.trouble
         return row
 
 
@@ -116,6 +120,7 @@ class Diff:
     compared: int = 0
     floats: bool = False
     broken: bool = False
+    trouble: str = ""
 
     def add(self, ref: Any, out: Any) -> None:
         """Take in the values of one feed: arrays, lists of them (sequences), dicts (maps) or None (optionals)."""
@@ -149,7 +154,7 @@ class Diff:
     def _misshapen(self, ref: np.ndarray, out: np.ndarray, floats: bool) -> None:
         """How many boxes a detector lists depends on its values; for lists of indices that is a mismatch each."""
         if floats:
-            self.broken = True
+            self.broken, self.trouble = True, "other shape"
         else:
             self.compared += max(ref.size, out.size)
 
@@ -158,7 +163,7 @@ class Diff:
         if not good.all():
             ref, out = np.where(good, ref, 0), np.where(good, out, 0)
         if not np.isfinite(out).all():
-            self.broken = True
+            self.broken, self.trouble = True, self.trouble or "NaN or infinite"
             return
         gap = ref - out
         self.signal += _energy(ref, ref)
@@ -183,7 +188,7 @@ class Diff:
         if not self.floats:
             return OutputDiff(self.name, sqnr, exact=exact)
         top = math.inf if self.broken else self.max_abs
-        return OutputDiff(self.name, sqnr, self._cosine(), top, agreement, exact)
+        return OutputDiff(self.name, sqnr, self._cosine(), top, agreement, exact, self.trouble)
 
     def _cosine(self) -> float:
         if self.broken:
@@ -215,6 +220,7 @@ class Reference:
     _session: Session | None = field(default=None, repr=False)
     _kept: dict[int, Feed] = field(default_factory=dict, repr=False)
     _used: int = field(default=0, repr=False)
+    _outputs: list[str] = field(default_factory=list, repr=False)
 
     @property
     def session(self) -> Session:
@@ -223,6 +229,16 @@ class Reference:
             own = isinstance(self.model, Session)
             self._session = self.model if own else Session(self.model, threads=self.threads)  # type: ignore[assignment, arg-type]
         return self._session  # type: ignore[return-value]
+
+    @property
+    def known(self) -> bool:
+        """Whether the original has been run."""
+        return bool(self._outputs)
+
+    def release(self) -> None:
+        """Let the session go until it is needed again, which outputs that are kept do not ask for."""
+        if self._session is not self.model:
+            self._session = None
 
     def pairs(self) -> Iterator[tuple[Feed, Feed]]:
         """(feed, the original's outputs on it), in order."""
@@ -242,14 +258,18 @@ class Reference:
     def compare(self, candidate: ModelLike | Session) -> Numerics:
         """Run the candidate on all feeds. Raises ModelError when it does not run or lacks an output."""
         session = candidate if isinstance(candidate, Session) else Session(candidate, threads=self.threads)
-        diffs = {name: Diff(name) for name in self.session.outputs}
+        self._outputs = self._outputs or self.session.outputs
+        diffs = {name: Diff(name) for name in self._outputs}
         missing = [n for n in diffs if n not in session.outputs]
         if missing:
             raise ModelError(f"the candidate lacks the output '{missing[0]}'")
         count = 0
         for feed, reference in self.pairs():
             count += 1
-            outputs = session.run(feed)
+            try:
+                outputs = session.run(feed)
+            except DataError as error:  # the original took this feed, so it is not the user's to mend
+                raise ModelError(f"the candidate fails on a feed that the original takes: {error}") from error
             for name, diff in diffs.items():
                 diff.add(reference[name], outputs[name])
         rows = tuple(d.result() for d in diffs.values())

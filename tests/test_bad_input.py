@@ -154,10 +154,20 @@ def test_bad_data_sources(capsys, room, data, says):
         ("metric.py:g", "'g'"),
         ("metric.py", "FILE.py:FUNC"),
         ("metric.py:f", "metric failed|KeyError"),
+        ("metric.py:leaves", "metric failed|exit(7)"),
+        ("metric.py:infinite", "inf|finite"),
+        ("metric.py:nothing", "NaN"),
+        ("leaves.py:f", "leaves.py|exit(bye)"),
     ],
 )
 def test_bad_metrics(capsys, room, metric, says):
-    (room / "metric.py").write_text("def f(run):\n    return {}['nothing']\n")
+    (room / "metric.py").write_text(
+        "def f(run):\n    return {}['nothing']\n"
+        "def leaves(run):\n    raise SystemExit(7)\n"
+        "def infinite(run):\n    return float('inf')\n"
+        "def nothing(run):\n    return float('nan')\n"
+    )
+    (room / "leaves.py").write_text("raise SystemExit('bye')\n")
     refused(capsys, room, "opt", room / "m.onnx", "-p", "fold", "--metric", room / metric, says=says)
 
 
@@ -195,6 +205,9 @@ def test_bad_passes(capsys, room, passes, says):
         ("--input-shape", "x", "NAME:1,3,224,224", 2),
         ("--image-size", "big", "big", 2),
         ("--nonsense", "1", "--nonsense", 2),
+        ("--data", "", "names no data", 2),
+        ("--report", "r.txt", "r.txt|.json or .html", 1),
+        ("--min-sqnr", "nan", "min_sqnr", 1),
     ],
 )
 def test_bad_options(capsys, room, option, value, says, code):
@@ -247,6 +260,28 @@ def test_external_data_outside_the_models_folder(capsys, room):
     weight.external_data.add(key="location", value="../secret")
     onnx.save(proto, room / "inner" / "m.onnx")
     refused(capsys, room, "opt", room / "inner" / "m.onnx", "-p", "fold", says="../secret")
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "text", "says"),
+    [
+        ("--recipe", "r.toml", "passes = ", "not valid toml"),
+        ("--recipe", "r.json", "{nope", "not valid json"),
+        ("--recipe", "r.json", "[1]", "expected an object"),
+        ("--recipe", "r.toml", "pases = 'fold'", "did you mean 'passes'"),
+        ("--timings", "t.json", "{nope", "not a timings file"),
+        ("--timings", "t.json", "[1]", "not a timings file"),
+    ],
+)
+def test_bad_files_beside_the_model(capsys, room, option, name, text, says):
+    (room / name).write_text(text)
+    refused(capsys, room, "opt", room / "m.onnx", "-p", "fold", option, room / name, says=f"{name}|{says}")
+
+
+def test_a_model_without_a_command(capsys, room):
+    done = onnxslim(capsys, "m.onnx")
+    assert done.code == 2
+    assert "onnxslim opt m.onnx" in done.err
 
 
 def test_an_unknown_command_and_no_arguments(capsys, room):

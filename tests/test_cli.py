@@ -59,7 +59,7 @@ def test_opt_writes_beside_the_model_by_default(capsys, room):
     done = onnxslim(capsys, "opt", "m.onnx", "-p", "fold,clean")
     assert done.code == 0, done.err
     np.testing.assert_allclose(outputs(room / "m.slim.onnx"), outputs(room / "m.onnx"), rtol=1e-5, atol=1e-6)
-    for word in ("file size", "latency (1 thread)", "fold", "clean", "done: m.slim.onnx"):
+    for word in ("file size", "latency of one feed (1 thread)", "fold", "clean", "done: m.slim.onnx"):
         assert word in done.out, done.out
     assert "Traceback" not in done.err
 
@@ -184,6 +184,33 @@ def test_compare_names_the_first_divergence(capsys, room):
     assert "0 differ" in same.out and "exact" in same.out
 
 
+def test_compare_says_when_a_shape_differs(capsys, room):
+    """Pruned channels are no damage by themselves, so they are not called broken."""
+    toys.write(room / "wide.onnx", layers=4)
+    proto = onnx.load("wide.onnx")
+    weights = {t.name: t for t in proto.graph.initializer}
+    for name, axis in (("w1", 1), ("b1", 0), ("w2", 0)):
+        tensor = weights[name]
+        array = np.take(onnx.numpy_helper.to_array(tensor), range(12), axis)
+        tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+    del proto.graph.value_info[:]
+    onnx.save(proto, "narrow.onnx")
+    done = onnxslim(capsys, "compare", "m.onnx", "narrow.onnx", "--data", "d.npz")
+    assert done.code == 0, done.err
+    row = next(line for line in done.out.splitlines() if line.startswith("m1 "))
+    assert row.split()[1:] == ["MatMul", "other", "shape"], done.out
+    assert "broken" not in done.out and "have another shape" in done.out
+
+
+def test_macs_of_groups_are_those_of_one_sample(capsys, room):
+    """A dynamic batch is looked at with several samples; the figures stay comparable to those of `inspect`."""
+    done = onnxslim(capsys, "inspect", "m.onnx", "--groups")
+    assert done.code == 0, done.err
+    rows = [line.split() for line in done.out.splitlines() if line[:1].isdigit() and "groups" not in line]
+    assert rows, done.out
+    assert sorted(row[3] for row in rows) == ["336", "512", "512"], "16*16 + 16*5 and 16*16 + 16*16"
+
+
 def test_bench(capsys, room):
     done = onnxslim(capsys, "bench", "m.onnx", "m.onnx", "--seconds", "0.2")
     assert done.code == 0, done.err
@@ -203,7 +230,7 @@ def test_passes(capsys):
 
 def test_zoo(capsys, room):
     assert "digits_resnet" in onnxslim(capsys, "zoo", "list").out
-    done = onnxslim(capsys, "zoo", "build", "digits_resnet", "z.onnx")
+    done = onnxslim(capsys, "zoo", "build", "digits_resnet", "-o", "z.onnx")
     assert done.code == 0, done.err
     onnx.checker.check_model(onnx.load("z.onnx"))
     assert onnxslim(capsys, "zoo", "build", "nope").code == 1

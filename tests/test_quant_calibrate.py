@@ -128,3 +128,15 @@ def test_saturating_pairs_follow_the_kernels_packing():
     small = seen(np.linspace(0, 100, 5000))
     assert not saturation.at_risk(node, packed, small, full)
     assert not saturation.at_risk(node, packed, None, Scale(1.0, 0, "s8"))
+
+
+def test_entropy_is_not_fooled_by_the_zeros_of_a_relu():
+    values = np.maximum(np.random.default_rng(4).standard_normal(200_000), 0.0)
+    low, high = calibrate.choose("entropy", [seen(values)], 99.99)
+    assert low == 0.0 and high > 3.0  # half of all values are zeros; their bin once pulled the clip down to 2
+    assert real_error(values, low, high) < 3 * real_error(values, *calibrate.choose("mse", [seen(values)], 99.99))
+
+
+def test_entropy_tries_everything_that_was_seen():
+    levels = np.repeat(np.linspace(-7.0, 7.0, 15) ** 3, 200)  # clipping any of them is worse than none
+    assert calibrate.choose("entropy", [seen(levels)], 99.99)[1] == pytest.approx(343.0, rel=0.02)

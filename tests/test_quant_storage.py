@@ -1,6 +1,7 @@
 """Weights that stay float in an 8-bit file: folded at load, valid at old opsets, nothing else touched."""
 
 import numpy as np
+import onnx
 import pytest
 from onnxslim_opt.passes.quant import Quant, rounding, storage
 from quant_nets import Net, cnn, context, images, kernels, session, sqnr
@@ -116,3 +117,18 @@ def test_without_real_data_only_storage_changes():
     assert result.did == {"weights stored in 8 bits": 4} and model.opset == 11
     assert not any(n.op == "QuantizeLinear" for n in model.graph.nodes)
     assert len(notes) == 1 and "no real data" in notes[0] and "no real data" in result.skipped[0].reason
+
+
+def test_storage_at_opset_8_and_ir_3_is_valid_by_the_schema():
+    """Where came with opset 9, and so did Constant nodes that hold integers: IR 3 has no place for the weight."""
+    model = cnn(opset=8)
+    model.header.ir_version = 3
+    new, ctx = model.copy(), context(model, images())
+    result = Quant(compute="none").run(new, ctx)
+    assert result.did["weights stored in 8 bits"] >= 4
+    ir.verify.check(new)
+    proto = ir.to_proto(new)
+    onnx.checker.check_model(proto, full_check=True)
+    assert proto.ir_version == 4 and proto.opset_import[0].version == 8
+    assert [t.name for t in proto.graph.input] == ["x"]
+    assert sqnr(model, new, images(seed=9)) > 30

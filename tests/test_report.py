@@ -139,8 +139,30 @@ def test_words_say_what_changed():
     assert rows["file size"].change == "4.0x smaller"
     assert rows["parameters"].change == "10% fewer"
     assert rows["MACs"].change == "same"
-    assert rows["latency (1 thread)"].change == "2.00x faster"
+    assert rows["latency of one feed (1 thread)"].change == "2.00x faster"
     assert rows["metric"].change == "-1.25%"
+    told |= {"command": {"metric": "/a/task.py:accuracy"}, "tool": {"native": False, "target": "tensorrt"}}
+    rows = {r.what for r in words.summary(told)}
+    assert {"metric (accuracy)", "latency here, not on tensorrt (1 thread)"} <= rows
+    assert words.db({"sqnr_db": -999.0, "trouble": "other shape"}) == "other shape"
+    assert words.db({"sqnr_db": -999.0}) == "broken"
+
+
+def test_words_say_what_a_pass_did():
+    step = {"pass": "prune", "kept": True, "changed": True, "error": "", "notes": [], "skipped": [], "strength": 0.5}
+    step |= {
+        "did": {"channels removed": 8, "of": 64, "MACs removed": 2_742_272},
+        "reason": "weakened: at full strength x",
+    }
+    assert words.state(step) == "weakened to 50%"
+    assert words.did(step) == "channels removed: 8 of 64; MACs removed: 2.74 M; at full strength x"
+
+
+def test_the_page_says_everything_once(made):
+    told = made[0].report.to_json()
+    told["notes"] = [*told["reasons"], "something else"]
+    text = page.render(told)
+    assert text.count('class="warn"') == 1 and "something else" in text
 
 
 # ---------------------------------------------------------------- recipes

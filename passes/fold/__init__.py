@@ -138,8 +138,7 @@ def _bytes(array: np.ndarray) -> int:
 
 
 def _commit(group: list[gs.Node], ends: list[Any], values: dict[int, Any]) -> None:
-    for node in group:
-        edit.unlink(node)
+    edit.unlink(*group)
     for tensor in ends:
         tensor.to_constant(values[id(tensor)])
         tensor.__dict__.setdefault("_export_dtype", None)

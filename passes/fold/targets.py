@@ -32,7 +32,7 @@ def fold_known(model: Model) -> tuple[int, int]:
                 if id(tensor) in outputs or len(node.outputs) != 1 or not tensor.outputs:
                     continue
                 fixed = edit.constant(model, tensor.name, found.array())
-                edit.replace(model, tensor, fixed)
+                edit.replace(model, tensor, fixed, outputs)
                 made += 1
     rewritten = sum(_rewrite(follower, model, n) for n in list(model.nodes()))
     if made or rewritten:

@@ -52,7 +52,9 @@ class LowRank(LossyPass):
 
     refit: bool = field(
         default=False,
-        metadata={"help": "solve last factors again on the compressed model's inputs; slow, kept only if outputs gain"},
+        metadata={
+            "help": "solve last factors again on the compressed model's inputs; slow, kept only where outputs gain"
+        },
     )
 
     def __post_init__(self) -> None:
@@ -92,14 +94,14 @@ class LowRank(LossyPass):
             if name in chosen:
                 split = found.splits[chosen[name]]
                 done.append(_split(model, nodes[name], split, found.size))
-                rows.append(_row(name, found, split))
+                rows.append(_row(name, found, split, plan.samples))
             else:
                 reason = found.reason or "not reached at this strength"
                 rows.append({"layer": name, "skipped": reason})
         after = refit(before, model, done, plan.macs, ctx) if self.refit else {}
         rows = [{**r, "error_in_place": after[r["layer"]]} if r["layer"] in after else r for r in rows]
-        if not chosen:
-            ctx.note(f"lowrank: {plan.reason or 'nothing pays here'}") if plan.layers else None
+        if plan.layers and not plan.steps:
+            ctx.note(f"lowrank: {plan.reason or 'nothing pays here'}")
         skipped = tuple(Skip(r["layer"], r["skipped"]) for r in rows if "skipped" in r)
         return PassResult(bool(chosen), _did(rows), skipped, {"layers": rows})
 
@@ -110,15 +112,16 @@ def _split(model: Model, node: Any, split: Split, size: Sequence[int]) -> Done:
     return Done(name, layer, made[-1])
 
 
-def _row(name: str, found: planning.Found, split: Split) -> dict[str, Any]:
+def _row(name: str, found: planning.Found, split: Split, samples: int) -> dict[str, Any]:
+    """What became of a layer; MACs are those of one sample, as in the whole report."""
     return {
         "layer": name,
         "form": split.form.name,
         "rank": list(split.option.rank),
         "error": split.option.error,
         "damage": split.option.damage,
-        "macs_before": found.macs,
-        "macs_after": split.option.macs,
+        "macs_before": found.macs // samples,
+        "macs_after": split.option.macs // samples,
         "params_before": found.params,
         "params_after": split.option.params,
         "ms_before": found.ms,

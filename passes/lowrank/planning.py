@@ -15,6 +15,7 @@ import numpy as np
 from ...ir import Model, cost
 from ...runtime import probe
 from ..base import Context
+from ..pace import samples
 from . import choose, fit, ranks, search
 from .choose import Option, Step
 from .clock import Clock
@@ -58,13 +59,14 @@ class Found:
 class Plan:
     """Everything that `apply` needs: layers by node name, and all steps in the order in which they pay.
 
-    reason: why there is nothing to do, or "". macs: of one run of the whole model.
+    reason: why there is nothing to do, or "". macs: of one run of the whole model, on this many `samples`.
     """
 
     layers: Mapping[str, Found] = field(default_factory=dict)
     steps: tuple[Step, ...] = ()
     reason: str = ""
     macs: int = 0
+    samples: int = 1
 
 
 def nothing(reason: str) -> Plan:
@@ -90,7 +92,7 @@ def make(model: Model, ctx: Context, options: LowRank, forms: Sequence[Form]) ->
         found[layer.node.name] = _layer(layer, norm, forms, demand, options, ctx.target.channel_multiple)
     found = _weigh(model, found, ctx)
     hulls = {name: [s.option for s in f.splits] for name, f in found.items() if f.splits}
-    return Plan(found, tuple(choose.order(hulls)), "" if hulls else "nothing pays here", total)
+    return Plan(found, tuple(choose.order(hulls)), "" if hulls else "nothing pays here", total, samples(model, sizes))
 
 
 def _refused(node: Any, ctx: Context) -> str | None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...ir import Model, order, shapes
+from ...ir import Model, order
 from ...runtime.session import Session
 from ..base import Context
 from . import emit
@@ -21,14 +21,15 @@ from .layer import read
 if TYPE_CHECKING:
     from .planning import Found
 
-FEEDS = 8
+FEEDS = 4  # at most, and enough for as many samples
+FEWEST = 2  # feeds, however large their batches
 FLOOR = 1e-9  # a layer without any effect is split first, not infinitely gladly
 REFERENCE_ERROR = 0.05
 
 
 def sensitivities(model: Model, found: Mapping[str, Found], ctx: Context) -> dict[str, float]:
     """Relative output MSE of the model for each unit of relative output MSE of the layer, by node name."""
-    feeds = list(ctx.fit.spread(FEEDS))
+    feeds = list(ctx.fit.spread(feeds_for(ctx.fit.first())))
     reference = outputs(model, feeds, ctx.workers)
     out = {}
     for name in ctx.progress(list(found), "sensitivity", len(found)):
@@ -39,10 +40,15 @@ def sensitivities(model: Model, found: Mapping[str, Found], ctx: Context) -> dic
         layer = read(node, row.size)
         emit.put(trial, layer, split.form.stages(layer, split.factors), split.shift, split.form.name)
         order.sort(trial)
-        shapes.refresh(trial)
         moved = change(reference, outputs(trial, feeds, ctx.workers))
         out[name] = max(moved / max(split.option.error, 1e-12), FLOOR)
     return out
+
+
+def feeds_for(feed: Mapping[str, Any]) -> int:
+    """How many feeds make `FEEDS` samples: fewer where each of them is a batch."""
+    batch = min((np.shape(v)[0] for v in feed.values() if np.ndim(v) > 1), default=1)
+    return max(FEWEST, -(-FEEDS // max(batch, 1)))
 
 
 def outputs(model: Model, feeds: Sequence[Mapping[str, Any]], threads: int) -> list[list[np.ndarray]]:

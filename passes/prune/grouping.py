@@ -16,6 +16,7 @@ import onnx_graphsurgeon as gs
 from ...ir import Model, cost, ops
 from ...ir.flow import Flow
 from ...ir.labels import Cells
+from ..pace import samples
 from .ledger import Ledger
 from .sizes import Sizes, concrete
 
@@ -30,7 +31,8 @@ class Family:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of `inspect --groups`: `channels` positions over `members` (node, axis); `pinned`: why they stay."""
+    """One line of `inspect --groups`: `channels` positions over `members` (node, axis); macs: of one sample;
+    `pinned`: why they stay."""
 
     id: int
     channels: int
@@ -42,11 +44,12 @@ class Row:
 
 @dataclass
 class Groups:
-    """Everything that may go from a model, and what hangs together."""
+    """Everything that may go from a model, and what hangs together. samples: that the ledger's MACs are for."""
 
     flow: Flow
     ledger: Ledger
     families: list[Family]
+    samples: int = 1
 
     @property
     def units(self) -> np.ndarray:
@@ -62,7 +65,7 @@ class Groups:
     def _free(self, family: Family) -> Row:
         params, macs = self.ledger.carried(family.units)
         members = tuple(dict.fromkeys((node, axis) for node, _, axis in family.members))
-        return Row(0, len(family.units), members, params, macs, None)
+        return Row(0, len(family.units), members, params, macs // self.samples, None)
 
     def _pinned(self) -> list[Row]:
         reasons: dict[tuple[str, int, str], int] = {}
@@ -91,7 +94,7 @@ def find(
     flow = Flow(model, known, keep, norms)
     free = _free_units(flow)
     ledger = Ledger(flow, free, _weights(model, flow), _macs(model, flow, known), min_channels)
-    return Groups(flow, ledger, _families(flow, ledger))
+    return Groups(flow, ledger, _families(flow, ledger), samples(model, known))
 
 
 def _free_units(flow: Flow) -> np.ndarray:

@@ -33,7 +33,7 @@ def refit(
 ) -> int:
     """Fit every layer in place, level by level; returns how many were changed."""
     nodes = {n.name: n for n in model.graph.nodes}
-    march = March(model, layers, feeds, ctx.workers, (ctx.memory_mb << 20) // 2)
+    march = March(model, layers, feeds, ctx.workers, (ctx.memory_mb << 20) // 8)
     waves: dict[int, list[Layer]] = {}
     for layer in layers:
         waves.setdefault(march.level[layer.node], []).append(layer)

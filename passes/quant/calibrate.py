@@ -159,8 +159,9 @@ def _entropy_clip(h: Seen) -> float:
     bins = max(len(h.counts), 512)
     place = np.minimum((np.abs(h.centers) / max(top, 1e-30) * bins).astype(int), bins - 1)
     counts = np.bincount(place, weights=h.counts, minlength=bins).astype(np.float64)
+    counts[0] = counts[1]  # zeros of Relu and padding cost nothing to represent, but would outweigh all the rest
     best, clip = np.inf, top
-    for size in range(128, bins + 1, max(1, bins // 256)):
+    for size in (*range(128, bins, max(1, bins // 256)), bins):
         divergence = _divergence(counts, size)
         if divergence < best:
             best, clip = divergence, (size + 0.5) * top / bins

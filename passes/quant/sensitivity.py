@@ -58,16 +58,18 @@ def _switched(
     return _flip(copy, switches, feeds, ctx)
 
 
-def _flip(copy: Model, switches: Mapping[str, str], feeds: Feeds, ctx: Context, count: int = FEEDS) -> dict[str, float]:
-    """{key: noise at the outputs with its switch alone on}."""
+def _flip(
+    copy: Model, switches: Mapping[str, str], feeds: Feeds, ctx: Context, count: int = FEEDS, kind: type = np.bool_
+) -> dict[str, float]:
+    """{key: noise at the outputs with its switch alone on}. kind: the switches' type."""
     order.sort(copy)
     session = Session(copy, threads=ctx.workers)
-    off = {name: np.asarray(False) for name in switches.values()}
+    off = {name: np.zeros((), kind) for name in switches.values()}
     chosen = list(feeds.spread(count))
     plain = [session.run({**feed, **off}) for feed in chosen]
     found = {}
     for key in ctx.progress(list(switches), "sensitivity", len(switches)):
-        on = {**off, switches[key]: np.asarray(True)}
+        on = {**off, switches[key]: np.ones((), kind)}
         found[key] = noise_of(plain, [session.run({**feed, **on}) for feed in chosen])
     return found
 
@@ -95,26 +97,37 @@ def _switch(model: Model, members: Sequence[str], scales: Mapping[str, Scale]) -
 def measure_weights(model: Model, rounded: Mapping[str, Rounded], feeds: Feeds, ctx: Context) -> dict[str, float]:
     """{weight's name: relative noise power at the outputs when it alone is rounded to 8 bits}, loudest first.
 
-    Weights of the main graph that may be stored in 8 bits; those beyond `_affordable` count with the median.
+    Weights of the main graph that may be stored in 8 bits; those beyond `_affordable` count with the median. A switch
+    is a factor on what rounding changes, so that every opset that stores weights will do (Where came with opset 9).
     """
+    if model.opset < storage.OPSET:
+        return {}
     copy = model.copy()
     weights = storage.weights(copy, rounded)
     measured = sorted(weights, key=lambda n: (-storage.noise(weights[n]), n))[: _affordable(model)]
     switches = {}
     for name in measured:
-        held = weights[name].held
-        switch = edit.variable(copy, f"{name}_switch", np.bool_, [])
+        stored = weights[name]
+        switch = edit.variable(copy, f"{name}_switch", np.float32, [])
         copy.graph.inputs.append(switch)
-        integers = edit.constant(copy, f"{name}_rounded", storage.restored(weights[name].packed))
-        out = edit.variable(copy, f"{name}_chosen", np.float32, list(held.shape))
-        edit.replace(copy, held, out)
-        edit.add(copy.graph, edit.node(copy, "Where", [switch, integers, held], outputs=[out]))
-        _switch_bias(copy, weights[name], switch)
+        edit.replace(copy, stored.held, _moved(copy, stored.held, storage.restored(stored.packed), switch))
+        _switch_bias(copy, stored, switch)
         switches[name] = str(switch.name)
-    found = _flip(copy, switches, feeds, ctx, 1) if switches else {}
+    found = _flip(copy, switches, feeds, ctx, 1, np.float32) if switches else {}
     typical = float(np.median(list(found.values()))) if found else 0.0
     noise = {n: found.get(n, typical) for n in weights}
     return dict(sorted(noise.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _moved(model: Model, held: gs.Constant, new: np.ndarray, switch: gs.Variable) -> gs.Variable:
+    """held + switch · (new − held), of a copy of `held` whose readers can then be given this instead."""
+    plain = edit.constant(model, held.name, held.values)
+    change = edit.constant(model, f"{held.name}_change", np.asarray(new - held.values, np.float32))
+    some = edit.variable(model, f"{held.name}_some", np.float32, list(held.shape))
+    out = edit.variable(model, f"{held.name}_chosen", np.float32, list(held.shape))
+    times = edit.node(model, "Mul", [change, switch], outputs=[some])
+    edit.add(model.graph, times, edit.node(model, "Add", [plain, some], outputs=[out]))
+    return out
 
 
 def _switch_bias(model: Model, stored: storage.Stored, switch: gs.Variable) -> None:
@@ -123,13 +136,8 @@ def _switch_bias(model: Model, stored: storage.Stored, switch: gs.Variable) -> N
         return
     bias = edit.const(stored.reader, 2)
     plain = np.zeros(stored.shift.shape) if bias is None else np.broadcast_to(bias.reshape(-1), stored.shift.shape)
-    both = [
-        edit.constant(model, f"{stored.reader.name}_bias", np.asarray(a, np.float32))
-        for a in (plain + stored.shift, plain)
-    ]
-    where = edit.node(model, "Where", [switch, *both])
-    edit.add(model.graph, where)
-    edit.set_input(stored.reader, 2, where.outputs[0])
+    held = edit.constant(model, f"{stored.reader.name}_bias", np.asarray(plain, np.float32))
+    edit.set_input(stored.reader, 2, _moved(model, held, plain + stored.shift, switch))
 
 
 def _affordable(model: Model) -> int:

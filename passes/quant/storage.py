@@ -19,6 +19,7 @@ from ..base import Skip
 from .rounding import Rounded
 from .weights import Packed, nearest
 
+OPSET = 7  # the first whose Mul broadcasts as it does today
 SMALLEST = 512  # elements; below, scale and nodes eat what is saved
 WIDE = 32767  # greatest integer in 16 bits
 QUIET_DB = 40.0  # below the signal: noise of stored weights that no 8-bit activation would notice
@@ -88,8 +89,8 @@ def store(
     skip: names of nodes to leave alone. share: the part of the weights, least hurt first, that is stored.
     loud: {weight: relative noise at the outputs}: the loudest are stored in 16 bits (see `wide`).
     """
-    if model.opset < 7:
-        return {}, (Skip("", f"opset {model.opset} is too old to store weights in 8 bits (7 or later)"),)
+    if model.opset < OPSET:
+        return {}, (Skip("", f"opset {model.opset} is too old to store weights in 8 bits ({OPSET} or later)"),)
     skips = [Skip(n.name, "excluded by the user") for n in model.graph.nodes if places(n) and excluded(n)]
     found, levels = weights(model, rounded or {}, skip, excluded), dict(loud or {})
     ranked = sorted(found.values(), key=lambda f: (levels.get(f.held.name, noise(f)), f.held.name))
