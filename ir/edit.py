@@ -130,18 +130,6 @@ def set_input(node: gs.Node, index: int, tensor: Any | None) -> None:
         list.append(new.outputs, node)
 
 
-def _relink(node: gs.Node, inputs: list[Any]) -> None:
-    """Set a node's inputs, by identity: graphsurgeon's own lists unlink the first *equal* node."""
-    for tensor in {id(t): t for t in node.inputs}.values():
-        users = [n for n in tensor.outputs if n is not node]
-        list.clear(tensor.outputs)
-        list.extend(tensor.outputs, users)
-    list.clear(node.inputs)
-    list.extend(node.inputs, inputs)
-    for tensor in inputs:
-        list.append(tensor.outputs, node)
-
-
 def _unlink_outputs(node: gs.Node) -> None:
     for tensor in node.outputs:
         makers = [n for n in tensor.inputs if n is not node]
@@ -161,7 +149,9 @@ def replace(model: Model, old: Any, new: Any, outputs: set[int] | None = None) -
         return
     users = list({id(n): n for n in old.outputs}.values())
     for user in users:
-        _relink(user, [new if t is old else t for t in user.inputs])
+        for k, tensor in enumerate(list(user.inputs)):
+            if tensor is old:
+                set_input(user, k, new)
     if outputs is not None and id(old) not in outputs:
         return
     for graph in model.graphs():

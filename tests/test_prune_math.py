@@ -86,6 +86,19 @@ def test_the_shelf_files_what_does_not_fit() -> None:
     assert not shelf.held and not shelf.filed and shelf.used == 0
 
 
+def test_a_file_of_the_shelf_is_never_written_twice() -> None:
+    """Names that counted what lay there came back after a drop: another tensor's file was overwritten, then lost."""
+    shelf = Shelf(0)
+    for k, name in enumerate("abc"):
+        shelf.put(name, 0, np.full(2, k, np.float32))
+    shelf.drop({"a"})
+    shelf.put("d", 0, np.full(2, 3, np.float32))
+    assert [shelf.get(n, 0)[0] for n in "bcd"] == [1, 2, 3]
+    shelf.drop({"b", "c"})
+    shelf.drop({"d"})
+    assert not shelf.filed
+
+
 def test_the_sum_behind_a_residual_branch_is_its_witness() -> None:
     branch = [x for x in layers(residual()) if x.other]
     assert len(branch) == 1 and branch[0].other != branch[0].y and branch[0].witness != branch[0].y

@@ -30,6 +30,7 @@ class Shelf:
         self.budget, self.used = budget, 0
         self.held: dict[tuple[str, int], Array] = {}
         self.filed: dict[tuple[str, int], str] = {}
+        self.count = 0  # of files ever made: a name that a dropped file had is never given again
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def put(self, name: str, feed: int, value: Array) -> None:
@@ -40,7 +41,8 @@ class Shelf:
             return
         if self._folder is None:
             self._folder = tempfile.TemporaryDirectory(prefix="onnxslim-")
-        path = os.path.join(self._folder.name, f"{len(self.filed)}_{feed}.npy")
+        path = os.path.join(self._folder.name, f"{self.count}.npy")
+        self.count += 1
         np.save(path, value)
         self.filed[name, feed] = path
 

@@ -64,7 +64,7 @@ def _flip(
     """{key: noise at the outputs with its switch alone on}. kind: the switches' type."""
     order.sort(copy)
     session = Session(copy, threads=ctx.workers)
-    off = {name: np.zeros((), kind) for name in switches.values()}
+    off: dict[str, Any] = {name: np.zeros((), kind) for name in switches.values()}
     chosen = list(feeds.spread(count))
     plain = [session.run({**feed, **off}) for feed in chosen]
     found = {}
