@@ -273,7 +273,14 @@ def test_a_stopped_run_leaves_nothing_half_written(room, number, code, line):
     before = snapshot(room)
     data = ["--data", "slow.py:data", "--metric", "slow.py:metric", "--report", "r.json"]
     command = [sys.executable, "-m", "onnxslim_opt", "opt", "m.onnx", "-o", "o.onnx", "-p", "fold", *data]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    child = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=_hear_interrupts,
+    )
     deadline = time.monotonic() + 60
     while not (room / "working").exists() and child.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -283,6 +290,11 @@ def test_a_stopped_run_leaves_nothing_half_written(room, number, code, line):
     assert (out, err.strip()) == ("", line)
     (room / "working").unlink()
     assert snapshot(room) == before
+
+
+def _hear_interrupts() -> None:
+    """Tests that run in the background have SIGINT ignored, and a child would inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 WRITING = """
