@@ -16,14 +16,16 @@ import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError
 from onnx import TensorProto
 
+from . import wire
 from .errors import ModelError, OutputError
 from .exporting import INLINE_LIMIT, bare, tensor_proto, to_proto, weight_bytes
 from .importing import from_proto
-from .model import Model
-from .values import ExternalValues, take_weights
+from .model import Model, nbytes
+from .values import LARGE, ExternalValues, take_weights
 
 PathLike = str | os.PathLike[str]
 EXTERNAL_FROM = 1024  # smaller tensors stay in the model file: shape inference reads them there
+MESSAGE = 32 << 20  # bytes of weights up to which a model is written as one message
 ALIGN = 4096  # a page, so that mapped weights are aligned
 
 
@@ -105,9 +107,27 @@ def save(model: Model, path: PathLike) -> None:
     if model.header.external or weight_bytes(model) > INLINE_LIMIT:
         _save_external(model, path)
         return
-    data = to_proto(model).SerializeToString(deterministic=True)
     with atomic(path) as file:
-        file.write(data)
+        for part in _parts(model):
+            file.write(part)
+
+
+def _parts(model: Model) -> Iterator[Any]:
+    """The bytes of a model file; those of a large model weight by weight."""
+    apart: dict[str, gs.Constant] = {}
+
+    def store(tensor: gs.Constant) -> TensorProto:
+        if np.dtype(tensor.dtype).kind not in "fiub" or nbytes(tensor) < LARGE:
+            return tensor_proto(tensor)
+        apart[tensor.name] = tensor
+        return bare(tensor)
+
+    if weight_bytes(model) > MESSAGE:
+        proto = to_proto(model, store=store)
+        if apart.keys() <= {t.name for t in proto.graph.initializer}:
+            yield from wire.parts(proto, {n: nbytes(t) for n, t in apart.items()}, lambda name: _raw(apart[name]))
+            return
+    yield to_proto(model).SerializeToString(deterministic=True)
 
 
 def _save_external(model: Model, path: Path) -> None:

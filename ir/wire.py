@@ -1,14 +1,18 @@
-"""Which files a model file names for its weights, read off protobuf's wire format.
+"""Protobuf's wire format, for what would take a large model's size in memory twice by way of messages.
 
-Parsing a model for that would take its size in memory twice; here the file is mapped, and weights are stepped over.
+Which files a model file names for its weights: the file is mapped, and weights are stepped over. And a message written
+in parts, weight by weight: serialising one whole takes up to three times its size.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
+
+import onnx
 
 _TENSOR = "tensor"
 # Message -> the fields that lead to tensors, by number in onnx.proto.
@@ -76,3 +80,32 @@ def _varint(data: mmap.mmap, at: int) -> tuple[int, int]:
         if byte < 128:
             return value, at
         shift += 7
+
+
+def parts(proto: onnx.ModelProto, sizes: Mapping[str, int], raw: Callable[[str], Any]) -> Iterator[Any]:
+    """The bytes of a model, piece by piece. Edits `proto`.
+
+    sizes: bytes of the initializers (of the main graph) whose data is not in `proto`. raw: the bytes of one.
+    """
+    heavy = [t for t in proto.graph.initializer if t.name in sizes]
+    heads = {t.name: t.SerializeToString(deterministic=True) + _head(9, sizes[t.name]) for t in heavy}
+    for k in reversed(range(len(proto.graph.initializer))):
+        if proto.graph.initializer[k].name in sizes:
+            del proto.graph.initializer[k]
+    graph = proto.graph.SerializeToString(deterministic=True)
+    proto.ClearField("graph")
+    lengths = {name: len(head) + sizes[name] for name, head in heads.items()}
+    weights = sum(len(_head(5, n)) + n for n in lengths.values())
+    yield proto.SerializeToString(deterministic=True) + _head(7, len(graph) + weights) + graph
+    for name, head in heads.items():
+        yield _head(5, lengths[name]) + head
+        yield raw(name)
+
+
+def _head(number: int, size: int) -> bytes:
+    """Tag and length of a length-delimited field."""
+    found = [number << 3 | _BYTES]
+    while size > 127:
+        found.append(size & 127 | 128)
+        size >>= 7
+    return bytes([*found, size])

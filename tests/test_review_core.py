@@ -156,6 +156,31 @@ def test_of_large_models_two_sessions_are_held(monkeypatch):
     assert judge.numerics(candidates[0]) == expected[0]
 
 
+@pytest.mark.parametrize("version", [3, 8])
+def test_a_file_written_in_parts_holds_the_same_message(tmp_path, monkeypatch, version):
+    from onnxslim_opt.ir import files
+
+    rng = np.random.default_rng(0)
+    proto = toys.network()
+    proto.ir_version = version
+    proto.metadata_props.add(key="who", value="me")
+    for k, dtype in enumerate((np.float32, np.float16, np.int8, np.int64)):
+        w = rng.integers(-9, 9, (16, 5000)).astype(dtype)
+        proto.graph.initializer.insert(k, numpy_helper.from_array(w, f"extra{k}"))
+        proto.graph.node.append(helper.make_node("Identity", [f"extra{k}"], [f"z{k}"]))
+        proto.graph.output.append(helper.make_tensor_value_info(f"z{k}", proto.graph.initializer[k].data_type, None))
+    model = ir.from_bytes(proto.SerializeToString())
+    ir.save(model, tmp_path / "whole.onnx")
+    monkeypatch.setattr(files, "MESSAGE", 0)
+    ir.save(model, tmp_path / "parts.onnx")
+    whole, parted = (onnx.load(tmp_path / f"{name}.onnx") for name in ("whole", "parts"))
+    for message in (whole, parted):
+        message.graph.initializer.sort(key=lambda t: t.name)
+    assert parted == whole
+    ir.save(ir.load(tmp_path / "parts.onnx"), tmp_path / "again.onnx")
+    assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "parts.onnx").read_bytes()
+
+
 # ---------------------------------------------------------------- shapes
 
 
