@@ -250,7 +250,7 @@ def data_options(settings: Settings) -> DataOptions:
     mean, std = (None if v is None else tuple(v) for v in (settings.image_mean, settings.image_std))
     if isinstance(given["image_size"], list):
         given["image_size"] = tuple(given["image_size"])
-    cache_mb = max(1, settings.memory_mb // 4)
+    cache_mb = max(1, settings.memory_mb // 8)
     return DataOptions(**given, image_mean=mean, image_std=std, input_shapes=shapes, cache_mb=cache_mb)
 
 

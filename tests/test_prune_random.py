@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from prune_random import Grower
-from prune_twin import check
+from prune_twin import check, groups
 from test_prune_flow import image
 
 
@@ -17,8 +17,13 @@ def test_a_random_network_equals_its_twin(seed: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(100, 400))
 def test_many_random_networks_equal_their_twins(seed: int) -> None:
+    model, feeds = Grower(seed).grow(3 + seed % 6), image(2, 3, 8, 8)
+    found = groups(model, feeds)
+    if not len(found.units):  # a small network in which everything reaches the output: each pin has its reason
+        assert all(row.pinned for row in found.describe())
+        return
     try:
-        check(Grower(seed).grow(3 + seed % 6), image(2, 3, 8, 8), 0.6, seed)
+        check(model, feeds, 0.6, seed, found)
     except AssertionError as error:
         if "nothing was tested" not in str(error):  # what went is sliced away or saturated
             raise

@@ -70,7 +70,9 @@ def refit(before: Model, model: Model, done: Sequence[Done], macs: int, ctx: Con
     for part in ctx.progress(levels, "refit", len(levels)):
         kept = [(node, list(node.inputs)) for d in part for node in _touched(d)]
         pairs = [Pair(d.name, d.last.name, "y") for d in part]
-        found = collect_pairs(before, model, pairs, feeds, memory_mb=ctx.memory_mb, seed=ctx.seed, threads=ctx.workers)
+        found = collect_pairs(
+            before, model, pairs, feeds, memory_mb=ctx.memory_mb // 2, seed=ctx.seed, threads=ctx.workers
+        )
         solved = {d.name: _solve(model, d, found[d.last.name]) for d in part}
         now = change(wanted, outputs(model, unseen, ctx.workers))
         if now < best:

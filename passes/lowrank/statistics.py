@@ -24,7 +24,7 @@ def norms(model: Model, layers: Sequence[Layer], ctx: Context) -> Iterator[tuple
         model,
         list(by_name),
         ctx.fit,
-        memory_mb=ctx.memory_mb,
+        memory_mb=ctx.memory_mb // 2,
         seed=ctx.seed,
         threads=ctx.workers,
         progress=ctx.progress,

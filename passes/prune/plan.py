@@ -80,7 +80,7 @@ def curvatures(
         model,
         [x.node for x in wanted],
         feeds,
-        memory_mb=ctx.memory_mb,
+        memory_mb=ctx.memory_mb // 4,  # the goals already hold half of the budget
         seed=ctx.seed,
         threads=ctx.workers,
         max_rows_per_feed=-(-SCORED // len(feeds)),

@@ -41,7 +41,7 @@ def refine(model: Model, feeds: Feeds, ctx: Context) -> dict[str, Rounded]:
         model,
         list(layers),
         feeds.spread(FEEDS),
-        memory_mb=ctx.memory_mb,
+        memory_mb=ctx.memory_mb // 2,
         seed=ctx.seed,
         threads=ctx.workers,
         progress=ctx.on_progress,
