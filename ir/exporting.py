@@ -12,6 +12,7 @@ import onnx_graphsurgeon as gs
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
 from .errors import ModelError
+from .importing import _shape, np_dtype
 from .model import Model, nbytes
 from .values import ExternalValues, ProtoValues
 
@@ -77,8 +78,6 @@ def value_info(tensor: Any, protos: dict[str, onnx.ValueInfoProto]) -> onnx.Valu
 
 
 def _says(info: onnx.ValueInfoProto, tensor: Any) -> bool:
-    from .importing import _shape, np_dtype
-
     if not info.type.HasField("tensor_type"):
         return False
     shape = _shape(info.type.tensor_type)

@@ -74,7 +74,7 @@ class ExternalValues(LazyValues):
 
     def load(self) -> np.ndarray:
         """A mapped array of the declared shape (4-bit types are unpacked)."""
-        if self.length * 8 < self.packed_nbytes * 8:
+        if self.length < self.packed_nbytes:
             raise ModelError(f"external data of '{self.tensor.name}' is shorter than its shape {self.shape} needs")
         if self.dtype.itemsize * int(np.prod(self.shape, dtype=np.int64)) == self.packed_nbytes:
             return self.raw()[: self.packed_nbytes].view(self.dtype).reshape(self.shape)

@@ -18,6 +18,7 @@ import onnx_graphsurgeon as gs
 
 from ..ir import Model, edit
 from ..ir.model import subgraphs
+from ..ir.order import reads
 from .base import Skip
 
 Outcome = bool | str | None
@@ -239,7 +240,7 @@ class Rewriter:
             node = tensor.inputs[0]
             if id(node) in self.dead or any(t.outputs or id(t) in self.outputs for t in node.outputs if t.name):
                 continue
-            stack.extend(captured(node))
+            stack.extend(reads(node))
             self.dead.update(id(n) for n in (node, *within(node)))
             edit.unlink(node)
 
@@ -293,19 +294,6 @@ def within(node: gs.Node) -> list[gs.Node]:
         nodes = queue.pop().nodes
         found.extend(nodes)
         queue.extend(g for n in nodes for g in subgraphs(n))
-    return found
-
-
-def captured(node: gs.Node) -> list[Any]:
-    """Tensors that a node reads, what its subgraphs capture included."""
-    found = [t for t in node.inputs if t.name]
-    queue = subgraphs(node)
-    while queue:
-        graph = queue.pop()
-        found.extend(t for t in graph.outputs if t.name)
-        for inner in graph.nodes:
-            found.extend(t for t in inner.inputs if t.name)
-            queue.extend(subgraphs(inner))
     return found
 
 

@@ -10,7 +10,8 @@ import onnx_graphsurgeon as gs
 
 from ...ir import Model, edit
 from ...ir.model import nbytes, subgraphs
-from ..rewrite import captured, within
+from ...ir.order import reads
+from ..rewrite import within
 
 RANDOM = frozenset(
     ["RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"]
@@ -103,7 +104,7 @@ def _fed_by_constants(node: gs.Node, constant: set[int]) -> bool:
             own.update(id(t) for t in graph.inputs)
             own.update(id(t) for n in graph.nodes for t in n.outputs)
             queue.extend(g for n in graph.nodes for g in subgraphs(n))
-    return all(isinstance(t, gs.Constant) or id(t) in constant or id(t) in own for t in captured(node))
+    return all(isinstance(t, gs.Constant) or id(t) in constant or id(t) in own for t in reads(node))
 
 
 def frontier(nodes: list[gs.Node], outputs: set[int]) -> list[Any]:
@@ -130,7 +131,7 @@ def components(nodes: list[gs.Node], outputs: set[int]) -> list[list[gs.Node]]:
 
     seen: dict[int, int] = {}
     for k, node in enumerate(nodes):
-        for tensor in captured(node):
+        for tensor in reads(node):
             shared = not isinstance(tensor, gs.Constant) or _dies(tensor, inside, outputs)
             if shared and tensor.inputs and id(tensor.inputs[0]) in inside:
                 parent[root(k)] = root(inside[id(tensor.inputs[0])])
@@ -150,6 +151,6 @@ def removable(nodes: list[gs.Node], outputs: set[int]) -> int:
     """Bytes of the constants that only these nodes read."""
     inside = {id(n) for node in nodes for n in (node, *within(node))}
     dying = {
-        id(t): t for node in nodes for t in captured(node) if isinstance(t, gs.Constant) and _dies(t, inside, outputs)
+        id(t): t for node in nodes for t in reads(node) if isinstance(t, gs.Constant) and _dies(t, inside, outputs)
     }
     return sum(nbytes(t) for t in dying.values())

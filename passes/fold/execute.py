@@ -15,7 +15,8 @@ from onnx import helper
 
 from ...ir import Model
 from ...ir.exporting import Exporter, tensor_proto
-from ..rewrite import captured, within
+from ...ir.order import reads
+from ..rewrite import within
 
 # Constants up to this many elements are put into the proto: some kernels want them at load.
 _INLINE = 1024
@@ -45,7 +46,7 @@ def _bisect(
         half = len(nodes) // 2
         first, second = nodes[:half], nodes[half:]
         needed = dict(wanted)
-        needed.update({id(t): t for n in second for t in captured(n)})
+        needed.update({id(t): t for n in second for t in reads(n)})
         _bisect(model, first, needed, known, failed)
         _bisect(model, second, wanted, known, failed)
 
@@ -56,7 +57,7 @@ def _computable(nodes: list[gs.Node], known: dict[int, Any]) -> list[gs.Node]:
     kept = []
     for node in nodes:
         own = {id(t) for n in within(node) for t in n.outputs}
-        missing = (t for t in captured(node) if t.inputs and id(t) not in made and id(t) not in own)
+        missing = (t for t in reads(node) if t.inputs and id(t) not in made and id(t) not in own)
         if any(not isinstance(t, gs.Constant) for t in missing):
             continue
         kept.append(node)
@@ -107,7 +108,7 @@ def _proto(
     writer.homes = {}
     made = {id(t) for n in nodes for t in n.outputs}
     feeds: dict[str, np.ndarray] = {}
-    for tensor in {id(t): t for n in nodes for t in captured(n)}.values():
+    for tensor in {id(t): t for n in nodes for t in reads(n)}.values():
         if id(tensor) in made or not (isinstance(tensor, gs.Constant) or id(tensor) in known):
             continue
         source = tensor if isinstance(tensor, gs.Constant) else gs.Constant(tensor.name, known[id(tensor)])

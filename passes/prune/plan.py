@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -21,9 +21,6 @@ from .layers import Layer, layers, matrix
 from .order import Order
 from .score import Curvature, curvature
 from .stats import Target
-
-if TYPE_CHECKING:
-    pass
 
 SCORED = 8192  # rows behind the second moments that scores use
 FEEDS = 256  # feeds that statistics and the refit look at, at most
