@@ -16,8 +16,8 @@ from .model import Model
 
 @dataclass(frozen=True)
 class Cost:
-    """nodes: over all levels. params: elements of float and 8-bit (or smaller) constants. macs: for one run, with
-    sizes that are not known counted as 1. bytes: of the serialised model, weights included."""
+    """nodes: over all levels. params: elements of float constants and of integer ones up to 16 bits. macs: for one run,
+    with sizes that are not known counted as 1. bytes: of the serialised model, weights included."""
 
     nodes: int
     params: int
@@ -41,7 +41,7 @@ class NodeCost:
 
 def _is_weight(tensor: gs.Constant) -> bool:
     dtype = np.dtype(tensor.dtype)
-    return dtype.kind in "fV" or (dtype.itemsize == 1 and dtype.kind in "iu")
+    return dtype.kind in "fV" or (dtype.itemsize <= 2 and dtype.kind in "iu")
 
 
 def size(tensor: gs.Constant) -> int:

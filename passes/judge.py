@@ -7,6 +7,7 @@ SQNR leaves hope, and once for each content.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -56,16 +57,31 @@ class Judge:
         """A session of the original or of a candidate; those used last are kept: three, or two of large models.
 
         Making one costs a serialisation and a second copy of the weights, and a candidate is run, scored and timed.
+        A large model is loaded with nothing beside it: loading takes up to three times the memory of keeping.
         """
+        return self._found(model) or self._started(model, beside=0)
+
+    def pair(self, before: Any, after: Any) -> tuple[Session, Session]:
+        """Sessions of two models at once, to run in turns; the second is loaded first."""
+        later = self.session(after)
+        return self._found(before) or self._started(before, beside=1), later
+
+    def _found(self, model: Any) -> Session | None:
         for k, (known, session) in enumerate(self._recent):
             if known is model:
                 self._recent.insert(0, self._recent.pop(k))
                 return session
+        return None
+
+    def _started(self, model: Any, beside: int) -> Session:
+        """A new session. beside: how many others stay while a large model is loaded."""
         original = self._reference.model
-        large = any(_is_large(m) for m in (model, *(known for known, _ in self._recent)))
-        self._recent = self._recent[: 1 if large else 2]
-        if large and not any(known is original for known, _ in self._recent):
-            self._reference.release()
+        large = any(is_large(m) for m in (model, *(known for known, _ in self._recent)))
+        self._recent = self._recent[: beside if large else 2]
+        if large:
+            if not any(known is original for known, _ in self._recent):
+                self._reference.release()
+            give_back()
         session = self._reference.session if model is original else Session(model, threads=self._threads)
         self._recent.insert(0, (model, session))
         return session
@@ -78,8 +94,9 @@ class Judge:
 
     def numerics(self, model: Model) -> Numerics:
         """The candidate's outputs beside the original's on the check feeds."""
-        if not self._reference.known:  # loading a file takes more than keeping it: before there is anything beside it
+        if not self._reference.known:  # before there is anything beside it
             self.session(self._reference.model)
+            self._reference.learn()
         return self._reference.compare(self.session(model))
 
     def score(self, model: Model) -> float | None:
@@ -159,5 +176,8 @@ class Judge:
         return value
 
 
-def _is_large(model: Any) -> bool:
-    return hasattr(model, "graph") and weight_bytes(model) > INLINE
+def is_large(model: Any) -> bool:
+    """Whether a model, or the file of a path, is so large that its sessions must be few."""
+    if hasattr(model, "graph"):
+        return weight_bytes(model) > INLINE
+    return isinstance(model, str | os.PathLike) and os.path.getsize(model) > INLINE

@@ -149,7 +149,7 @@ def execute(
     """Run a prepared job. Whatever happens to a pass, a model comes back; see `Report.verdict`."""
     watch = Stopwatch()
     ctx = replace(job.ctx, on_progress=progress) if progress else job.ctx
-    pace = Pace(ctx, job.feeds.first(), job.judge.session)
+    pace = Pace(ctx, job.feeds.first(), job.judge.pair)
     run = Run(job.model, ctx, job.judge, pace, tuple(observers), strict)
     before = pace.cost(job.model)
     for text in job.notes:

@@ -31,16 +31,15 @@ SMALL = 1024
 
 @dataclass
 class Pace:
-    """Latency and size of the models of one run, on one feed. session: makes (or has) the session of a model."""
+    """Latency and size of the models of one run, on one feed. pair: makes (or has) the sessions of two models."""
 
     ctx: Context
     feed: Mapping[str, np.ndarray]
-    session: Callable[[Any], Any] = lambda model: model
+    pair: Callable[[Any, Any], tuple[Any, Any]] = lambda before, after: (before, after)
 
     def compare(self, before: Any, after: Any) -> Latency:
         """Time both in turns."""
-        pair = (self.session(before), self.session(after))
-        return latency.compare(*pair, self.feed, threads=self.ctx.threads, timings=self.ctx.timings)
+        return latency.compare(*self.pair(before, after), self.feed, threads=self.ctx.threads, timings=self.ctx.timings)
 
     def judge(self, before: Any, after: Model) -> tuple[Latency, str]:
         """The timing, and what speaks against the change ("" when it pays or costs nothing)."""

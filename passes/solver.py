@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from .base import Context, LossyPass, PassResult
 from .budget import Allowance
-from .judge import Judge
+from .judge import Judge, is_large
 from .pace import Pace
 from .transaction import Trial, attempt
 
@@ -48,6 +48,8 @@ class Solver:
 
     def solve(self) -> Outcome:
         """Bisect the strength, then make sure that the result pays; weaken or give up with the reason."""
+        if is_large(self.model):  # a plan makes sessions of its own
+            self.judge.release()
         self._plan = self.p.plan(self.model, self.ctx)
         full = self._try(1.0)
         if not full.result.changed:

@@ -235,6 +235,12 @@ class Reference:
         """Whether the original has been run."""
         return bool(self._outputs)
 
+    def learn(self) -> None:
+        """Run the original on all feeds now, so that what `memory_mb` holds of its outputs needs no session later."""
+        self._outputs = self.session.outputs
+        for _ in self.pairs():
+            pass
+
     def release(self) -> None:
         """Let the session go until it is needed again, which outputs that are kept do not ask for."""
         if self._session is not self.model:

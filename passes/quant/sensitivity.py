@@ -7,7 +7,7 @@ of noise at the outputs to noise at the tensor that was seen at the measured one
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from .statistics import Statistics
 
 MEASURED = 48  # groups that are run; the others have less noise of their own
 FEEDS = 2  # for tensors; weights are looked at on one, as their error is the same for every input
+Changed = Callable[[], dict[str, np.ndarray]]
 
 
 def measure(model: Model, placement: Placement, stats: Statistics, feeds: Feeds, ctx: Context) -> dict[str, float]:
@@ -58,18 +59,16 @@ def _switched(
     return _flip(copy, switches, feeds, ctx)
 
 
-def _flip(
-    copy: Model, switches: Mapping[str, str], feeds: Feeds, ctx: Context, count: int = FEEDS, kind: type = np.bool_
-) -> dict[str, float]:
-    """{key: noise at the outputs with its switch alone on}. kind: the switches' type."""
+def _flip(copy: Model, switches: Mapping[str, str], feeds: Feeds, ctx: Context) -> dict[str, float]:
+    """{key: noise at the outputs with its switch alone on}."""
     order.sort(copy)
     session = Session(copy, threads=ctx.workers)
-    off: dict[str, Any] = {name: np.zeros((), kind) for name in switches.values()}
-    chosen = list(feeds.spread(count))
+    off: dict[str, Any] = {name: np.zeros((), np.bool_) for name in switches.values()}
+    chosen = list(feeds.spread(FEEDS))
     plain = [session.run({**feed, **off}) for feed in chosen]
     found = {}
     for key in ctx.progress(list(switches), "sensitivity", len(switches)):
-        on = {**off, switches[key]: np.ones((), kind)}
+        on = {**off, switches[key]: np.ones((), np.bool_)}
         found[key] = noise_of(plain, [session.run({**feed, **on}) for feed in chosen])
     return found
 
@@ -97,47 +96,55 @@ def _switch(model: Model, members: Sequence[str], scales: Mapping[str, Scale]) -
 def measure_weights(model: Model, rounded: Mapping[str, Rounded], feeds: Feeds, ctx: Context) -> dict[str, float]:
     """{weight's name: relative noise power at the outputs when it alone is rounded to 8 bits}, loudest first.
 
-    Weights of the main graph that may be stored in 8 bits; those beyond `_affordable` count with the median. A switch
-    is a factor on what rounding changes, so that every opset that stores weights will do (Where came with opset 9).
+    Weights of the main graph that may be stored in 8 bits; those beyond `_affordable` count with the median. The
+    measured weights are inputs of one session, fed as they are or rounded: it holds no copy of them.
     """
     if model.opset < storage.OPSET:
         return {}
     copy = model.copy()
     weights = storage.weights(copy, rounded)
     measured = sorted(weights, key=lambda n: (-storage.noise(weights[n]), n))[: _affordable(model)]
-    switches = {}
+    plain, changed = {}, {}
     for name in measured:
-        stored = weights[name]
-        switch = edit.variable(copy, f"{name}_switch", np.float32, [])
-        copy.graph.inputs.append(switch)
-        edit.replace(copy, stored.held, _moved(copy, stored.held, storage.restored(stored.packed), switch))
-        _switch_bias(copy, stored, switch)
-        switches[name] = str(switch.name)
-    found = _flip(copy, switches, feeds, ctx, 1, np.float32) if switches else {}
+        own, changed[name] = _opened(copy, weights[name])
+        plain.update(own)
+    found = _fed(copy, plain, changed, feeds, ctx) if measured else {}
     typical = float(np.median(list(found.values()))) if found else 0.0
     noise = {n: found.get(n, typical) for n in weights}
     return dict(sorted(noise.items(), key=lambda item: (-item[1], item[0])))
 
 
-def _moved(model: Model, held: gs.Constant, new: np.ndarray, switch: gs.Variable) -> gs.Variable:
-    """held + switch · (new − held), of a copy of `held` whose readers can then be given this instead."""
-    plain = edit.constant(model, held.name, held.values)
-    change = edit.constant(model, f"{held.name}_change", np.asarray(new - held.values, np.float32))
-    some = edit.variable(model, f"{held.name}_some", np.float32, list(held.shape))
-    out = edit.variable(model, f"{held.name}_chosen", np.float32, list(held.shape))
-    times = edit.node(model, "Mul", [change, switch], outputs=[some])
-    edit.add(model.graph, times, edit.node(model, "Add", [plain, some], outputs=[out]))
-    return out
+def _fed(
+    copy: Model, plain: Mapping[str, np.ndarray], changed: Mapping[str, Changed], feeds: Feeds, ctx: Context
+) -> dict[str, float]:
+    """{key: noise at the outputs with its arrays in the place of the plain ones}, on one feed."""
+    order.sort(copy)
+    session = Session(copy, threads=ctx.workers)
+    feed = {**next(iter(feeds.spread(1))), **plain}
+    reference, found = session.run(feed), {}
+    for key in ctx.progress(list(changed), "sensitivity of weights", len(changed)):
+        found[key] = noise_of([reference], [session.run({**feed, **changed[key]()})])
+    return found
 
 
-def _switch_bias(model: Model, stored: storage.Stored, switch: gs.Variable) -> None:
-    """Let the switch of a weight also turn on what its layer's bias takes up."""
+def _opened(model: Model, stored: storage.Stored) -> tuple[dict[str, np.ndarray], Changed]:
+    """Make a weight, and the bias that takes up its error, inputs of the graph; returns what they are and, when
+    called, what they become."""
+    held, own = stored.held, {}
+    weight = edit.variable(model, f"{held.name}_in", np.float32, list(held.shape))
+    model.graph.inputs.append(weight)
+    edit.replace(model, held, weight)
+    own[weight.name] = held.values
     if stored.shift is None:
-        return
-    bias = edit.const(stored.reader, 2)
-    plain = np.zeros(stored.shift.shape) if bias is None else np.broadcast_to(bias.reshape(-1), stored.shift.shape)
-    held = edit.constant(model, f"{stored.reader.name}_bias", np.asarray(plain, np.float32))
-    edit.set_input(stored.reader, 2, _moved(model, held, plain + stored.shift, switch))
+        return own, lambda: {weight.name: storage.restored(stored.packed)}
+    shift, known = stored.shift, edit.const(stored.reader, 2)
+    was = np.zeros(shift.shape) if known is None else np.broadcast_to(known.reshape(-1), shift.shape)
+    bias = edit.variable(model, f"{stored.reader.name}_bias_in", np.float32, list(shift.shape))
+    model.graph.inputs.append(bias)
+    edit.set_input(stored.reader, 2, bias)
+    own[bias.name] = np.asarray(was, np.float32)
+    become = np.asarray(was + shift, np.float32)
+    return own, lambda: {weight.name: storage.restored(stored.packed), bias.name: become}
 
 
 def _affordable(model: Model) -> int:

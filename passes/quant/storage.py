@@ -145,8 +145,9 @@ def _fits(held: gs.Constant) -> bool:
 
 def noise(stored: Stored) -> float:
     """Relative squared error of a stored weight."""
-    weight = stored.held.values.astype(np.float64)
-    return float(((restored(stored.packed) - weight) ** 2).sum() / max(float((weight**2).sum()), 1e-30))
+    error, power = restored(stored.packed), np.asarray(stored.held.values)
+    error -= power
+    return float(np.vdot(error, error)) / max(float(np.vdot(power, power)), 1e-30)
 
 
 def _scale(packed: Packed) -> np.ndarray:
@@ -155,7 +156,9 @@ def _scale(packed: Packed) -> np.ndarray:
 
 def restored(packed: Packed) -> np.ndarray:
     """The float32 weight that Cast and Mul make again."""
-    return packed.values.astype(np.float32) * _scale(packed)
+    wide = packed.values.astype(np.float32)
+    wide *= _scale(packed)
+    return wide
 
 
 def _restore(model: Model, held: gs.Constant, packed: Packed) -> None:

@@ -7,10 +7,12 @@ are still float (GPTQ, arXiv 2210.17323).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
+_CELLS = 1 << 15  # elements that are searched together
 _SHRINK = np.linspace(1.0, 0.6, 33)  # clips tried, as shares of the largest weight of the channel
 
 
@@ -24,7 +26,9 @@ class Packed:
 
     def dequantized(self) -> np.ndarray:
         """The float32 weight that the integers stand for."""
-        return self.values.astype(np.float32) * self.broadcast()
+        wide = self.values.astype(np.float32)
+        wide *= self.broadcast()
+        return wide
 
     def broadcast(self) -> np.ndarray:
         """The scale in a shape that multiplies the values."""
@@ -57,7 +61,21 @@ def search_scale(
 
     importance: weights of the columns in the error, [columns] or [rows, columns].
     """
-    peak = np.abs(matrix).max(axis=1, initial=0.0).astype(np.float64)
+    chosen = np.empty(len(matrix), np.float32)
+    for part in _row_blocks(matrix):
+        weighed = importance[part] if importance is not None and importance.ndim == 2 else importance
+        chosen[part] = _search(matrix[part].astype(np.float64), top, weighed, shrink)
+    return chosen
+
+
+def _row_blocks(matrix: np.ndarray) -> Iterator[slice]:
+    """Rows that fit in the cache together: every clip goes through them again."""
+    step = max(1, _CELLS // max(1, matrix.shape[1]))
+    return (slice(k, k + step) for k in range(0, len(matrix), step))
+
+
+def _search(matrix: np.ndarray, top: int, importance: np.ndarray | None, shrink: np.ndarray) -> np.ndarray:
+    peak = np.abs(matrix).max(axis=1, initial=0.0)
     best = np.full(len(matrix), np.inf)
     scale = np.where(peak > 0, peak, 1.0) / top
     chosen = scale.copy()
@@ -67,18 +85,19 @@ def search_scale(
         total = (error if importance is None else error * importance).sum(axis=1)
         better = total < best
         best, chosen = np.where(better, total, best), np.where(better, s[:, 0], chosen)
-    return chosen.astype(np.float32)
+    return chosen
 
 
 def nearest(weight: np.ndarray, axis: int | None, top: int = 127, floor: np.ndarray | None = None) -> Packed:
     """Round to nearest with a searched scale. floor: least scale of each channel (so that the bias fits in int32)."""
-    matrix = rows(weight.astype(np.float64), axis)
+    matrix = rows(weight, axis)
     scale = search_scale(matrix, top, shrink=_SHRINK if top <= 127 else _SHRINK[:1])
     if floor is not None:
         scale = np.maximum(scale, floor.astype(np.float32))
-    values = np.clip(np.rint(matrix / scale[:, None].astype(np.float64)), -top, top).astype(
-        np.int8 if top <= 127 else np.int16
-    )
+    values = np.empty(matrix.shape, np.int8 if top <= 127 else np.int16)
+    for part in _row_blocks(matrix):
+        ratio = matrix[part].astype(np.float64) / scale[part, None].astype(np.float64)
+        values[part] = np.clip(np.rint(ratio), -top, top)
     return Packed(unrows(values, weight.shape, axis), scale, axis)
 
 

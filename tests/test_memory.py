@@ -1,0 +1,61 @@
+"""The memory that a run may take: the bare process, three times the model, one batch's activations, and `--memory`."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+WIDTH, BLOCKS, TOKENS = 1024, 6, 16
+BARE_MB = 107  # a process that has imported everything and run a small model
+MEMORY_MB = 128
+PEAK = """
+import resource, sys
+from onnxslim_opt.cli import main
+try:
+    main()
+except SystemExit as e:
+    assert e.code == 0, e.code
+print("PEAK", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def stack(path):
+    """Residual blocks of two matmuls: 200 MB of weights and hardly any activations."""
+    rng, nodes, weights, x = np.random.default_rng(0), [], [], "x"
+    for k in range(BLOCKS):
+        for name, shape in ((f"up{k}", (WIDTH, 4 * WIDTH)), (f"down{k}", (4 * WIDTH, WIDTH))):
+            value = (rng.standard_normal(shape) / np.sqrt(shape[0])).astype(np.float32)
+            weights.append(numpy_helper.from_array(value, name))
+        nodes += [
+            helper.make_node("MatMul", [x, f"up{k}"], [f"h{k}"]),
+            helper.make_node("Relu", [f"h{k}"], [f"r{k}"]),
+            helper.make_node("MatMul", [f"r{k}", f"down{k}"], [f"o{k}"]),
+            helper.make_node("Add", [x, f"o{k}"], [f"x{k}"]),
+        ]
+        x = f"x{k}"
+    shape = ["N", TOKENS, WIDTH]
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, shape) for n in ("x", x)]
+    graph = helper.make_graph(nodes, "stack", ends[:1], ends[1:], weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return os.path.getsize(path) >> 20
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="peaks are read as Linux counts them")
+@pytest.mark.parametrize("data", [False, True], ids=["random", "data"])
+@pytest.mark.parametrize("passes", ["quant", "prune:ratio=0.25", "lowrank", "prune:ratio=0.25,lowrank,quant"])
+def test_a_run_stays_within_the_documented_memory(passes, data, tmp_path):
+    size = stack(tmp_path / "m.onnx")
+    feeds = np.random.default_rng(1).standard_normal((16, TOKENS, WIDTH)).astype(np.float32)
+    np.savez(tmp_path / "feeds.npz", x=feeds)
+    args = ["opt", str(tmp_path / "m.onnx"), "-o", str(tmp_path / "out.onnx"), "-p", passes, "--memory", str(MEMORY_MB)]
+    args += ["--data", str(tmp_path / "feeds.npz")] if data else []
+    env = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", PEAK, *args], capture_output=True, text=True, env=env, check=True)
+    peak = int(done.stdout.rsplit("PEAK", 1)[1]) >> 10
+    activations = TOKENS * WIDTH * 4 * (1 + 5 * BLOCKS * 4) >> 20
+    assert peak <= BARE_MB + 3 * size + activations + MEMORY_MB, peak
