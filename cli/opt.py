@@ -29,7 +29,7 @@ HELP = {
     "jobs": "Cores to collect statistics on; timings keep to --threads.",
     "memory": "Bound on statistics.",
     "timings": "Keep every timing that decided something and replay them when FILE is there: equal to the byte.",
-    "dump": "Write the model after every kept pass into DIR.",
+    "dump": "Write the model after every kept pass into DIR, which is made if need be.",
     "dry_run": "Read and check everything, say what would run, and stop.",
 }
 FILE = click.Path(path_type=Path)
@@ -54,7 +54,7 @@ FILE = click.Path(path_type=Path)
     "--memory", "memory_mb", type=click.IntRange(1), default=512, show_default=True, metavar="MB", help=HELP["memory"]
 )
 @click.option("--timings", type=FILE, metavar="FILE", help=HELP["timings"])
-@click.option("--dump", type=click.Path(path_type=Path, file_okay=False, exists=True), metavar="DIR", help=HELP["dump"])
+@click.option("--dump", type=click.Path(path_type=Path, file_okay=False), metavar="DIR", help=HELP["dump"])
 @click.option("--dry-run", is_flag=True, help=HELP["dry_run"])
 @voice_options
 @click.pass_context
@@ -108,21 +108,32 @@ def _check_places(run: dict[str, Any], output: Path, settings: Any) -> None:
 def _work(run: dict[str, Any], output: Path, settings: Any) -> int:
     from ..passes import optimize
     from ..passes.pipeline import Dump
-    from . import show
+    from . import places, show
     from .voice import Voice
 
     with Voice(run["quiet"], run["verbose"]) as voice:
         job = optimize.prepare(run["model"], settings)
         if run["dry_run"]:
             return _plan(job, output, voice)
+        if run["dump"]:
+            places.folder(run["dump"])
         observers: list[Any] = [voice, *([Dump(run["dump"])] if run["dump"] else [])]
         result = optimize.execute(job, observers, progress=voice.progress)
         result.save(output)
-        for path in run["report"]:
-            result.report.save(path)
+        _write_reports(result.report, run["report"], output)
     if not run["quiet"]:
         show.report(result.report.to_json(), run["verbose"])
     return result.report.exit_code
+
+
+def _write_reports(report: Any, paths: Any, output: Path) -> None:
+    from ..ir.errors import OutputError
+
+    for path in paths:
+        try:
+            report.save(path)
+        except OutputError as error:
+            raise OutputError(f"{error}; the model itself was written to {output}") from error
 
 
 def _plan(job: Any, output: Path, voice: Any) -> int:

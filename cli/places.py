@@ -34,6 +34,14 @@ def check(path: Path, kept: list[Path], what: str = "output") -> None:
         raise OutputError(f"cannot write {path}: {e.strerror or e}") from None
 
 
+def folder(path: Path) -> None:
+    """Make a folder for results. Raises OutputError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise OutputError(f"cannot make the folder {path}: {e.strerror or e}") from None
+
+
 def _same(a: Path, b: Path) -> bool:
     try:
         return os.path.samefile(a, b)

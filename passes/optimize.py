@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import ir
-from ..ir.errors import OptionError
+from ..ir.errors import OptionError, OutputError
 from ..runtime.feeds import Feeds, resolve
 from ..runtime.functions import is_function, load_function
 from ..runtime.latency import Timings
@@ -171,7 +171,7 @@ def execute(
     )
     _judge(report, run, broken, metric)
     _warn_of_damage(report, run, numerics.min_sqnr)
-    ctx.timings.save()
+    _save_timings(ctx.timings, run)
     report.seconds, report.peak_mb = watch.seconds(), peak_mb()
     return Result(run.model, report)
 
@@ -186,6 +186,14 @@ def _judge(report: Report, run: Run, broken: Sequence[str], metric: float | None
     changed = [f"{s.p.name}: {s.reason}" for s in run.steps if s.reason and not s.error]
     report.reasons = list(dict.fromkeys([*broken, *failed, *changed, *_held_back(run)]))
     report.verdict = reports.MISSED if broken else reports.FAILED if failed else reports.OK
+
+
+def _save_timings(timings: Timings, run: Run) -> None:
+    """A result that took minutes is not thrown away because its timings cannot be written."""
+    try:
+        timings.save()
+    except OutputError as error:
+        run.note(f"{error}: the next run will time everything again")
 
 
 def _warn_of_damage(report: Report, run: Run, sqnr_db: float) -> None:

@@ -16,6 +16,7 @@ import onnxruntime as ort
 import pytest
 import toys
 from commands import onnxslim, snapshot
+from onnxslim_opt.ir.errors import OutputError
 from onnxslim_opt.passes import registry
 
 TESTS = Path(__file__).resolve().parent
@@ -83,6 +84,34 @@ def test_a_full_run_with_report(capsys, room, toy_passes):
     assert told["numerics"]["outputs"][0]["sqnr_db"] >= 12
     assert (room / "r.html").read_text().startswith("<!doctype html>")
     assert "metric" in done.out
+
+
+def test_what_cannot_be_written_after_the_model_does_not_cost_the_model(capsys, room, toy_passes, monkeypatch):
+    def full(*arguments):
+        raise OutputError("cannot write it: No space left on device")
+
+    monkeypatch.setattr("onnxslim_opt.runtime.timings.Timings.save", full)
+    done = onnxslim(capsys, "opt", "m.onnx", "-o", "o.onnx", "-p", "fold", "--timings", "t.json")
+    assert done.code == 0
+    assert "No space left on device: the next run will time everything again" in done.err
+    monkeypatch.setattr("onnxslim_opt.passes.report.Report.save", full)
+    done = onnxslim(capsys, "opt", "m.onnx", "-o", "p.onnx", "-p", "fold", "--report", "r.json")
+    assert done.code == 1
+    assert "No space left on device; the model itself was written to p.onnx" in done.err
+    np.testing.assert_allclose(outputs(room / "p.onnx"), outputs(room / "m.onnx"), rtol=1e-5, atol=1e-6)
+
+
+def test_dump_makes_its_folder(capsys, room, toy_passes):
+    arguments = ("opt", "m.onnx", "-o", "o.onnx", "-p", "rename", "--dump")
+    done = onnxslim(capsys, *arguments, "new/folder")
+    assert done.code == 0, done.err
+    dumped = sorted((room / "new/folder").iterdir())
+    assert dumped[-1].name.endswith("rename.onnx"), dumped
+    assert onnx.load(dumped[-1]).graph.node[0].name == "new_matmul0"
+    (room / "file").touch()
+    done = onnxslim(capsys, *arguments, "file/inner")
+    assert done.code == 1
+    assert "cannot make the folder file/inner" in done.err
 
 
 def test_a_failing_pass_exits_3_with_the_best_model(capsys, room, toy_passes):
