@@ -44,6 +44,17 @@ def output_ids(model: Model) -> set[int]:
     return {id(t) for graph in model.graphs() for t in graph.outputs}
 
 
+def homes_of_constants(model: Model) -> dict[int, gs.Graph]:
+    """{`id` of a constant: the graph that all its readers stand in; the main graph where they stand in several}."""
+    found: dict[int, gs.Graph] = {}
+    for graph in model.graphs():
+        for n in graph.nodes:
+            for tensor in n.inputs:
+                if isinstance(tensor, gs.Constant) and found.setdefault(id(tensor), graph) is not graph:
+                    found[id(tensor)] = model.graph
+    return found
+
+
 def home(model: Model, node: gs.Node) -> gs.Graph:
     """The graph that a node stands in."""
     for graph in model.graphs():

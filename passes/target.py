@@ -57,6 +57,7 @@ class Target:
     activations that vanish into the op before them.
     residual: both inputs of a residual Add may be quantized (TensorRT wants one to stay as it is).
     channel_multiple: float convolution time is a staircase of so many channels.
+    halves: 16-bit float formats that the target computes in ("fp16"); elsewhere they only store weights.
     provider: ONNX Runtime's execution provider that latency is measured with.
     native: whether timing on this machine says anything about the target.
     """
@@ -74,6 +75,7 @@ class Target:
     folds: frozenset[str] = ORT_FOLDS
     residual: bool = True
     channel_multiple: int = 16
+    halves: frozenset[str] = frozenset()
     provider: str = "CPUExecutionProvider"
     native: bool = True
 
@@ -163,6 +165,7 @@ _TENSORRT = Target(
     folds=frozenset({"Relu", "Clip"}),
     residual=False,
     channel_multiple=32,
+    halves=frozenset({"fp16"}),
     provider="TensorrtExecutionProvider",
     native=False,
 )

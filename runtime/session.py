@@ -16,7 +16,7 @@ from onnx import helper
 
 from ..ir.errors import DataError, ModelError, SlimError
 from .loading import ModelLike, digest, hash_file, payload
-from .specs import ORT_DTYPES, InputSpec, rename_feeds, session_inputs
+from .specs import ORT_DTYPES, InputSpec, halved, rename_feeds, session_inputs
 
 _NOISE = (  # what of ONNX Runtime's messages says nothing to a user, and what replaces it
     (r"\[ONNXRuntimeError\] : \d+ : \w+ : ", ""),
@@ -79,6 +79,7 @@ class Session:
         (see `rename_feeds`). Raises DataError for feeds that do not fit, ModelError when the model itself fails.
         """
         feeds = {k: v for k, v in rename_feeds(feeds, self.inputs).items() if v is not None}
+        feeds = halved(feeds, self.inputs)
         try:
             values = self._run_exotic(feeds) if self._exotic else self._session.run(self.outputs, feeds)
         except SlimError:

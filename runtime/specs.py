@@ -127,4 +127,16 @@ def rename_feeds(feeds: Mapping[str, Any], inputs: Mapping[str, InputSpec]) -> d
     return {spec.name: value} if same_kind and fits(spec, np.shape(value)) else dict(feeds)
 
 
-__all__ = ["InputSpec", "fits", "kind_of", "model_inputs", "rename_feeds", "required", "session_inputs"]
+def halved(feeds: Mapping[str, Any], inputs: Mapping[str, InputSpec]) -> dict[str, Any]:
+    """The feeds with float32 arrays as fp16 or bf16 where an input takes that: such a model runs on float data."""
+    found = dict(feeds)
+    for name, value in feeds.items():
+        wanted = inputs[name].dtype if name in inputs else None
+        if wanted in _HALVES and isinstance(value, np.ndarray) and value.dtype == np.float32:
+            found[name] = value.astype(wanted)
+    return found
+
+
+_HALVES = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
+
+__all__ = ["InputSpec", "fits", "halved", "kind_of", "model_inputs", "rename_feeds", "required", "session_inputs"]
