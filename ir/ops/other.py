@@ -54,6 +54,7 @@ _SEQUENCES = [
 
 FACTS = (
     *(Facts(op, "recurrent", macs=_recurrent_macs) for op in ("LSTM", "GRU", "RNN")),
+    Facts("DynamicQuantizeLSTM", "opaque", domain="com.microsoft", macs=_recurrent_macs),
     *(Facts(op, "control") for op in ("If", "Loop", "Scan", "SequenceMap")),
     *(Facts(op, "source") for op in _SOURCES),
     *(Facts(op, "source", random=True) for op in _RANDOM),

@@ -95,7 +95,7 @@ def _switch(model: Model, members: Sequence[str], scales: Mapping[str, Scale]) -
 def measure_weights(model: Model, rounded: Mapping[str, Rounded], feeds: Feeds, ctx: Context) -> dict[str, float]:
     """{weight's name: relative noise power at the outputs when it alone is rounded to 8 bits}, loudest first.
 
-    Weights of the main graph that may be stored in 8 bits; those beyond `_affordable` count with the median. The
+    Weights of every level that may be stored in 8 bits; those beyond `_affordable` count with the median. The
     measured weights are inputs of one session, fed as they are or rounded: it holds no copy of them.
     """
     if model.opset < storage.OPSET:

@@ -1,8 +1,8 @@
-"""8-bit storage of weights that stay float: int8 constant → Cast(float) → Mul(scale).
+"""8-bit storage of weights that stay float, at every level: int8 constant → Cast(float) → Mul(scale).
 
-ONNX Runtime folds the two operators when it loads the model, so it runs the same fused float graph as before from a
-file that is nearly four times smaller; a DequantizeLinear on a constant would not be folded and would cost time at
-every run. Valid from opset 7 on, with no operator newer than the model.
+ONNX Runtime folds the two operators when it loads the model, in subgraphs too, so it runs the same fused float graph
+as before from a file that is nearly four times smaller; a DequantizeLinear on a constant would not be folded and would
+cost time at every run. Valid from opset 7 on, with no operator newer than the model.
 """
 
 from __future__ import annotations
@@ -60,15 +60,16 @@ def weights(
     skip: Collection[str] = (),
     excluded: Callable[[gs.Node], bool] = _nobody,
 ) -> dict[str, Stored]:
-    """Weights of the main graph that may be stored in 8 bits, by name. rounded: integers made with knowledge of the
+    """Weights of every level that may be stored in 8 bits, by name. rounded: integers made with knowledge of the
     inputs, by weight; the others are rounded to nearest. skip: nodes to leave alone."""
     found: dict[str, Stored] = {}
-    for node in model.graph.nodes:
+    results = edit.output_ids(model)  # a branch may hand out a constant
+    for node in model.nodes():
         if node.name in skip or excluded(node):
             continue
         for index, axis in places(node):
             held = edit.get(node, index)
-            if isinstance(held, gs.Constant) and held.name not in found and _fits(held):
+            if isinstance(held, gs.Constant) and held.name not in found and _fits(held) and id(held) not in results:
                 known = rounded.get(held.name)
                 packed, shift = (pack(held.values, axis), None) if known is None else (known.packed, known.shift)
                 found[held.name] = Stored(held, node, axis, packed, shift)
@@ -84,28 +85,26 @@ def store(
     rounded: Mapping[str, Rounded] | None = None,
     floor_db: float = 0.0,
 ) -> tuple[dict[str, int], tuple[Skip, ...]]:
-    """Store float32 weights of the main graph's nodes in 8 bits, or 16; returns counts, and refusals.
+    """Store float32 weights of the nodes of every level in 8 bits, or 16; returns counts, and refusals.
 
     skip: names of nodes to leave alone. share: the part of the weights, least hurt first, that is stored.
     loud: {weight: relative noise at the outputs}: the loudest are stored in 16 bits (see `wide`).
     """
     if model.opset < OPSET:
         return {}, (Skip("", f"opset {model.opset} is too old to store weights in 8 bits ({OPSET} or later)"),)
-    skips = [Skip(n.name, "excluded by the user") for n in model.graph.nodes if places(n) and excluded(n)]
+    skips = [Skip(n.name, "excluded by the user") for n in model.nodes() if places(n) and excluded(n)]
+    homes = edit.homes_of_constants(model)
     found, levels = weights(model, rounded or {}, skip, excluded), dict(loud or {})
     ranked = sorted(found.values(), key=lambda f: (levels.get(f.held.name, noise(f)), f.held.name))
     chosen = ranked[: round(share * len(ranked))]
     fine = wide({f.held.name: f.held.values.size for f in chosen}, levels, floor_db)
     for f in chosen:
         if f.held.name in fine:
-            _restore(model, f.held, pack(f.held.values, f.axis, WIDE))
+            _restore(model, homes[id(f.held)], f.held, pack(f.held.values, f.axis, WIDE))
         else:
-            _restore(model, f.held, f.packed)
+            _restore(model, homes[id(f.held)], f.held, f.packed)
             _shift_bias(model, f)
     order.sort(model)
-    inner = _in_subgraphs(model)
-    if inner:
-        skips.append(Skip(inner, "weights inside subgraphs stay as they are: not every runtime folds them there"))
     counts = {"weights stored in 8 bits": len(chosen) - len(fine), "weights stored in 16 bits": len(fine)}
     return {k: v for k, v in counts.items() if v}, tuple(skips)
 
@@ -161,8 +160,8 @@ def restored(packed: Packed) -> np.ndarray:
     return wide
 
 
-def _restore(model: Model, held: gs.Constant, packed: Packed) -> None:
-    """Put int8 → Cast → Mul in the place of a float constant, for all its readers."""
+def _restore(model: Model, graph: gs.Graph, held: gs.Constant, packed: Packed) -> None:
+    """Put int8 → Cast → Mul in the place of a float constant, for all its readers. graph: the one they stand in."""
     values = edit.constant(model, f"{held.name}_int{8 * packed.values.itemsize}", packed.values)
     scale = edit.constant(model, f"{held.name}_scale", _scale(packed))
     shape = list(packed.values.shape)
@@ -170,7 +169,7 @@ def _restore(model: Model, held: gs.Constant, packed: Packed) -> None:
     out = edit.variable(model, f"{held.name}_float", np.float32, shape)
     cast = edit.node(model, "Cast", [values], {"to": int(TensorProto.FLOAT)}, [wide], f"{held.name}_Cast")
     mul = edit.node(model, "Mul", [wide, scale], None, [out], f"{held.name}_Mul")
-    edit.add(model.graph, cast, mul)
+    edit.add(graph, cast, mul)
     edit.replace(model, held, out)
 
 
@@ -182,14 +181,3 @@ def _shift_bias(model: Model, stored: Stored) -> None:
     shifted = stored.shift if bias is None else bias.reshape(-1).astype(np.float64) + stored.shift
     hint = f"{stored.reader.name}_bias" if bias is None else stored.reader.inputs[2].name
     edit.set_input(stored.reader, 2, edit.constant(model, hint, shifted.astype(np.float32)))
-
-
-def _in_subgraphs(model: Model) -> str:
-    """Name of the first node of a subgraph with a weight that could have been stored, or ""."""
-    outer = {id(n) for n in model.graph.nodes}
-    for node in model.nodes():
-        if id(node) not in outer:
-            for index, _ in places(node):
-                if isinstance(edit.get(node, index), gs.Constant) and _fits(node.inputs[index]):
-                    return str(node.name)
-    return ""
