@@ -55,7 +55,7 @@ def _nodes(model: Model) -> Iterator[tuple[gs.Graph, gs.Node]]:
 def _suits(node: gs.Node, contrib: bool) -> tuple[str | None, tuple[int, ...]]:
     """("", positions of weights) for a layer, (reason, ()) for one that is refused, (None, ()) for other nodes."""
     if node.op in PRODUCTS:
-        return _product(node), (1,)
+        return product_reason(node), (1,)
     facts = ops.facts(node)
     if facts.kind == "recurrent":
         return _recurrent(node, contrib), (1, 2)
@@ -64,7 +64,8 @@ def _suits(node: gs.Node, contrib: bool) -> tuple[str | None, tuple[int, ...]]:
     return None, ()
 
 
-def _product(node: gs.Node) -> str | None:
+def product_reason(node: gs.Node) -> str:
+    """Why a MatMul, Gemm or Conv has no weight to quantize by output channel; "" when it has one."""
     held = edit.get(node, 1)
     if not isinstance(held, gs.Constant):
         return "both factors are computed: no weight to keep in 8 bits"

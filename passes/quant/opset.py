@@ -26,6 +26,7 @@ def raised(model: Model, feeds: Feeds, version: int = PER_CHANNEL) -> tuple[Mode
         proto = onnx.version_converter.convert_version(ir.to_proto(model), version)
         proto.ir_version = max(proto.ir_version, model.header.ir_version, 7)
         new = ir.from_proto(proto)
+        new.header.listed_shapes = model.header.listed_shapes  # the converter writes down all that it infers
         why = _differs(model, new, feeds)
     except Exception as error:  # the converter raises whatever its C++ part throws
         return None, f"raising the opset to {version} failed: {str(error).strip().splitlines()[0][:160]}"

@@ -111,7 +111,7 @@ def second_order(
     """
     order = np.argsort(-np.diagonal(moment, axis1=1, axis2=2), axis=1, kind="stable")
     w = np.take_along_axis(matrix, order[:, None, :], axis=2).astype(np.float64)
-    upper = _inverse_factor(
+    upper = inverse_factor(
         np.take_along_axis(np.take_along_axis(moment, order[:, :, None], 1), order[:, None, :], 2), damp
     )
     out = np.empty(w.shape, np.int8)
@@ -130,7 +130,7 @@ def second_order(
     return back
 
 
-def _inverse_factor(moment: np.ndarray, damp: float) -> np.ndarray:
+def inverse_factor(moment: np.ndarray, damp: float) -> np.ndarray:
     """Upper triangular U with UᵀU = H⁻¹, [groups, columns, columns], of the damped H."""
     h = moment.astype(np.float64)
     diagonal = np.einsum("gkk->gk", h)  # a view into h
