@@ -56,6 +56,8 @@ class Target:
     dequantize and quantize: weighted integer kernels, other integer kernels, ops that only move integers, and
     activations that vanish into the op before them.
     residual: both inputs of a residual Add may be quantized (TensorRT wants one to stay as it is).
+    integer_biases: biases are int32 with the scale of the products (TensorRT takes only 8-bit integers to
+    dequantize, and adds biases in float).
     channel_multiple: float convolution time is a staircase of so many channels.
     halves: 16-bit float formats that the target computes in ("fp16"); elsewhere they only store weights.
     provider: ONNX Runtime's execution provider that latency is measured with.
@@ -74,6 +76,7 @@ class Target:
     moves: frozenset[str] = ORT_MOVES
     folds: frozenset[str] = ORT_FOLDS
     residual: bool = True
+    integer_biases: bool = True
     channel_multiple: int = 16
     halves: frozenset[str] = frozenset()
     provider: str = "CPUExecutionProvider"
@@ -164,6 +167,7 @@ _TENSORRT = Target(
     moves=frozenset({"MaxPool", "Concat", "Resize", "Transpose", "Slice", "Reshape", "Flatten"}),
     folds=frozenset({"Relu", "Clip"}),
     residual=False,
+    integer_biases=False,
     channel_multiple=32,
     halves=frozenset({"fp16"}),
     provider="TensorrtExecutionProvider",

@@ -24,13 +24,14 @@ class Recipe:
     """All that insertion needs: where, with which scales, which weights, and what to add to biases.
 
     scales: by tensor name. weights: by node name, of linear nodes with a constant weight. shifts: by node name, added
-    to the float bias before it is rounded (bias correction), [output channels].
+    to the float bias before it is rounded (bias correction), [output channels]. integer_biases: biases become int32.
     """
 
     placement: Placement
     scales: Mapping[str, Scale]
     weights: Mapping[str, Packed]
     shifts: Mapping[str, np.ndarray] = field(default_factory=dict)
+    integer_biases: bool = True
 
 
 class Pool:
@@ -92,8 +93,13 @@ def _weight(pool: Pool, node: gs.Node, recipe: Recipe, done: dict[tuple[Any, ...
         done[key] = _dequantize(pool, held.name, packed.values, scale, packed.axis, zero)
     x_scale = recipe.scales[node.inputs[0].name].scale
     edit.set_input(node, 1, done[key])
-    if node.op != "MatMul":
-        _bias(pool, node, np.float64(x_scale) * packed.scale.astype(np.float64), recipe.shifts.get(node.name))
+    shift = recipe.shifts.get(node.name)
+    if node.op != "MatMul" and recipe.integer_biases:
+        _bias(pool, node, np.float64(x_scale) * packed.scale.astype(np.float64), shift)
+    elif shift is not None:
+        bias = edit.const(node, 2)
+        total = shift if bias is None else bias.reshape(-1) + shift
+        edit.set_input(node, 2, edit.constant(pool.model, f"{node.name}_bias", total.astype(np.float32)))
 
 
 def _bias(pool: Pool, node: gs.Node, scale: np.ndarray, shift: np.ndarray | None) -> None:

@@ -19,7 +19,7 @@ import onnx_graphsurgeon as gs
 
 from ...ir import Model, edit, ops
 from ..target import Target
-from .eligible import activations, moves
+from .eligible import activations, is_linear, moves
 
 
 @dataclass(frozen=True)
@@ -122,14 +122,34 @@ def place(model: Model, nodes: Collection[str], target: Target) -> Placement:
                 _share(node, union, bounds)
     for reader in folded.values():
         wanted[reader.outputs[0].name] = ("own", f"{reader.op} {reader.name} folds into its range")
+    inside = {} if target.residual else _residuals(chosen, wanted)
+    wanted = {n: w for n, w in wanted.items() if n not in inside}
     decisions = {}
     for tensor in _in_order(model):
         if tensor.name in wanted:
             decisions[tensor.name] = _decide(tensor.name, *wanted[tensor.name], union.find(tensor.name))
+        elif tensor.name in inside:
+            why = f"added to the residual inside the kernel that makes it, at {inside[tensor.name].name}"
+            decisions[tensor.name] = Decision(tensor.name, "float", why)
         elif id(tensor) in vanish:
             why = f"inside the fused kernel, before {vanish[id(tensor)].name}"
             decisions[tensor.name] = Decision(tensor.name, "float", why)
     return Placement(names, decisions)
+
+
+def _residuals(chosen: Iterable[gs.Node], wanted: Mapping[str, tuple[str, str]]) -> dict[str, gs.Node]:
+    """{tensor: its Add} of sums that a weighted kernel forms itself: what it makes stays float, the other side is
+    quantized (TensorRT's rule for skip connections)."""
+    found = {}
+    for node in chosen:
+        if node.op != "Add" or any(t.name not in wanted for t in node.inputs):
+            continue
+        for tensor, other in (node.inputs, reversed(node.inputs)):
+            maker = edit.producer(tensor)
+            if tensor is not other and maker is not None and is_linear(maker) and len(tensor.outputs) == 1:
+                found[tensor.name] = node
+                break
+    return found
 
 
 def _decide(name: str, how: str, reason: str, group: str) -> Decision:

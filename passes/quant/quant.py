@@ -94,6 +94,7 @@ class Quant(LossyPass):
             target.symmetric,
             target.saturates and kind == "u8",
             self.rounding,
+            target.integer_biases,
         )
 
     def _excluded(self, node: gs.Node, ctx: Context) -> bool:

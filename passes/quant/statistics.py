@@ -35,6 +35,7 @@ class Settings:
     symmetric: bool = False
     saturates: bool = False
     rounding: str = "second_order"
+    integer_biases: bool = True
 
 
 @dataclass
@@ -77,7 +78,7 @@ class Statistics:
                 known = self.rounded.get(node.inputs[1].name)
                 if known is not None and known.shift is not None and packed[node.name] is known.packed:
                     shifts[node.name] = known.shift
-        return Recipe(placement, scales, packed, shifts)
+        return Recipe(placement, scales, packed, shifts, self.settings.integer_biases)
 
     def packed(self, node: gs.Node, x: Scale) -> Packed:
         """The integer weight of a linear node whose input has scale `x`."""

@@ -1,0 +1,98 @@
+"""What other runtimes ask of quantized files: TensorRT's documented rules by structure, OpenVINO by running it."""
+
+import numpy as np
+import onnx_graphsurgeon as gs
+import pytest
+from onnxslim_opt.ir import edit, ops
+from onnxslim_opt.passes.dynquant import DynQuant
+from onnxslim_opt.passes.quant import Quant
+from onnxslim_opt.passes.transaction import tidy
+from onnxslim_opt.passes.weightquant import WeightQuant
+from quant_nets import Net, cnn, context, images, session, sqnr
+
+from onnxslim_opt import ir
+
+
+def quantized(model, feeds, target, p=None):
+    new = model.copy()
+    (p or Quant(compute="all", floor=0)).run(new, context(model, feeds, target))
+    tidy(new)
+    return new
+
+
+def attention():
+    """Projections, a product of two activations, a residual Add and a Gemm: input x [2, 6, 32]."""
+    net = Net()
+
+    def weight(rows, columns):
+        return net.const((net.rng.standard_normal((rows, columns)) / np.sqrt(rows)).astype(np.float32))
+
+    q, k = (net.add("MatMul", "x", weight(32, 32), out=n) for n in "qk")
+    s = net.add("Softmax", net.add("MatMul", q, net.add("Transpose", k, perm=[0, 2, 1]), out="s"), axis=-1)
+    h = net.add("Add", net.add("MatMul", net.add("MatMul", s, k), weight(32, 32), out="o"), "x", out="h")
+    net.add("MatMul", net.add("Relu", net.add("MatMul", h, weight(32, 64), out="up"), out="r"), weight(64, 32), out="y")
+    rng = np.random.default_rng(1)
+    feeds = [{"x": rng.standard_normal((2, 6, 32)).astype(np.float32)} for _ in range(16)]
+    return net.model({"x": [2, 6, 32]}, ["y"]), feeds
+
+
+@pytest.mark.parametrize("make", [lambda: (cnn(), images()), attention], ids=["cnn", "attention"])
+def test_tensorrt_rules(make):
+    """Symmetric int8 alone; activations a tensor, weights an output channel; float biases; residuals left to fuse."""
+    model, feeds = make()
+    new = quantized(model, feeds, "tensorrt")
+    pairs = [n for n in new.graph.nodes if n.op in ("QuantizeLinear", "DequantizeLinear")]
+    assert len(pairs) > 8
+    for node in pairs:
+        zero = edit.const(node, 2)
+        assert zero is not None and zero.dtype == np.int8 and not zero.any(), node.name
+        assert edit.const(node, 1) is not None and (edit.const(node, 1) > 0).all()
+        if node.op == "QuantizeLinear" or isinstance(node.inputs[0], gs.Variable):
+            assert edit.const(node, 1).ndim == 0, node.name
+        else:
+            assert node.inputs[0].dtype == np.int8 and np.abs(node.inputs[0].values.astype(int)).max() <= 127
+    for node in new.graph.nodes:
+        weight = ops.facts(node).weight(node)
+        if weight is not None and node.inputs[weight.index].inputs:
+            maker = node.inputs[weight.index].inputs[0]
+            if isinstance(maker.inputs[0], gs.Constant):
+                assert maker.attrs["axis"] == weight.out_axis % len(maker.inputs[0].shape)
+                assert edit.get(node, 2) is None or isinstance(node.inputs[2], gs.Constant)
+        if node.op == "Add":
+            makers = [edit.producer(t) for t in node.inputs]
+            assert [m.op for m in makers].count("DequantizeLinear") == 1, "one side of a residual is left to its kernel"
+    assert sqnr(model, new, feeds) > 20
+
+
+def test_cpu_targets_quantize_both_sides_of_a_residual():
+    new = quantized(cnn(), images(), "ort-cpu-vnni")
+    (add,) = [n for n in new.graph.nodes if n.op == "Add"]
+    assert [edit.producer(t).op for t in add.inputs] == ["DequantizeLinear"] * 2
+
+
+@pytest.mark.parametrize(
+    ("make", "p"),
+    [
+        (lambda: (cnn(), images()), Quant(compute="all", floor=0)),
+        (attention, Quant(compute="all", floor=0)),
+        (attention, Quant(compute="none")),
+        (attention, DynQuant(compute="all", floor=0)),
+        (attention, WeightQuant(form="folded", floor=-100)),
+        (attention, WeightQuant(form="dequantize", floor=-100)),
+    ],
+    ids=["cnn", "attention", "stored", "dynamic", "blocks folded", "blocks"],
+)
+def test_openvino_loads_and_agrees(make, p):
+    """To 1 % of the outputs' range with ONNX Runtime running the same file as it stands."""
+    openvino = pytest.importorskip("openvino")
+    model, feeds = make()
+    new = quantized(model, feeds, "openvino", p)
+    core = openvino.Core()
+    # with compressed weights OpenVINO would else quantize activations by itself, which is its noise and not the file's
+    exact = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
+    there = core.compile_model(core.read_model(ir.to_bytes(new)), "CPU", exact)
+    here = session(new, optimize=False)
+    for feed in feeds[:6]:
+        want = here.run(None, feed)[0]
+        found = there(feed)[0]
+        assert np.abs(found - want).max() <= 0.01 * (want.max() - want.min())
