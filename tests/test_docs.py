@@ -57,7 +57,7 @@ def test_every_option_of_opt_is_told():
             assert any(o in told for o in option.opts), option.opts
 
 
-@pytest.mark.parametrize("name", ["simplify", "prune", "lowrank", "quant"])
+@pytest.mark.parametrize("name", ["simplify", "prune", "lowrank", "quant", "dynquant", "weightquant", "fp16"])
 def test_every_option_of_a_pass_is_real(name):
     """The table of options on the page of a pass names options that exist."""
     text = (ROOT / "docs" / f"{name}.md").read_text()
