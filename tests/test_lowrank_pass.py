@@ -14,8 +14,10 @@ import pytest
 from onnxslim_opt.ir import edit
 from onnxslim_opt.ir.errors import OptionError
 from onnxslim_opt.passes.base import Context
-from onnxslim_opt.passes.lowrank import LowRank, choose, planning
+from onnxslim_opt.passes.lowrank import LowRank, assemble, choose, planning
 from onnxslim_opt.passes.lowrank.choose import Option
+from onnxslim_opt.passes.lowrank.clock import Clock
+from onnxslim_opt.passes.lowrank.layer import read
 from onnxslim_opt.passes.lowrank.refit import Done, by_level
 from onnxslim_opt.passes.target import Target
 from onnxslim_opt.runtime import Reference, Session, Timings, latency, resolve
@@ -288,6 +290,7 @@ def test_excluded_layers_stay(conv_case):
         ({"rank": 0.5, "energy": 0.9}, "not both"),
         ({"forms": ("tt",)}, "unknown form 'tt'"),
         ({"min_gain": 1.0}, "never be met"),
+        ({"energy": 0.9, "macs": 0.3}, "one of energy and macs"),
     ],
 )
 def test_impossible_options_are_refused(options, message):
@@ -297,7 +300,76 @@ def test_impossible_options_are_refused(options, message):
 
 def test_explicit_says_whether_an_amount_was_given():
     assert not LowRank().explicit and not LowRank(forms=("svd",)).explicit
+    assert LowRank(speedup=1.2).explicit and LowRank(macs=0.1, params=0.1).explicit
     assert LowRank(rank=8).explicit and LowRank(energy=0.9).explicit and LowRank(evbmf=True).explicit
+
+
+@pytest.mark.parametrize("budget", [{"macs": 0.3}, {"params": 0.45}, {"macs": 0.4, "params": 0.2}])
+def test_budgets_are_met_and_little_more_is_split(deep_case, budget):
+    model, feeds = deep_case
+    ctx = context(model, feeds)
+    copy = model.copy()
+    LowRank(min_gain=-1, **budget).run(copy, ctx)
+    before, after = ir.cost.of(model), ir.cost.of(tidy(copy))
+    saved = {"macs": 1 - after.macs / before.macs, "params": 1 - after.params / before.params}
+    over = {k: saved[k] - wanted for k, wanted in budget.items()}
+    assert min(over.values()) >= 0
+    assert min(over.values()) < 0.1  # one step of one layer in ten
+
+
+def test_a_budget_that_cannot_be_had_is_said(conv_case):
+    model, feeds = conv_case
+    ctx = context(model, feeds)
+    notes = []
+    ctx.on_note = notes.append
+    result = LowRank(min_gain=-1, macs=0.99).run(model.copy(), ctx)
+    assert result.changed
+    assert any("saves only" in n and "of the MACs" in n for n in notes)
+
+
+def test_speedup_takes_the_fewest_steps_that_measure_as_fast(conv_case, monkeypatch):
+    """Time is made to be MACs plus a fixed share: the fewest steps are then known without a clock."""
+    model, feeds = conv_case
+    total = ir.cost.of(model).macs
+
+    def time(m):
+        return ir.cost.of(tidy(m.copy())).macs / total + 0.3
+
+    def compare(a, b, *args, **options):
+        return latency.Latency(1.3, time(b), 1.3 / time(b), 7, 1)
+
+    monkeypatch.setattr(latency, "compare", compare)
+    ctx = context(model, feeds)
+    p = LowRank(min_gain=-1, speedup=1.25)
+    plan = p.plan(model, ctx)
+    everything = LowRank(min_gain=-1, speedup=50).plan(model, ctx)
+    assert "saves only a speed-up of" in everything.reason and not plan.reason
+    reached = []
+    for count in range(len(everything.steps) + 1):
+        copy = model.copy()
+        assemble.assemble(copy, everything.layers, choose.taken(everything.steps[:count]))
+        reached.append(1.3 / time(copy) >= 1.25 * 1.01)
+    assert len(plan.steps) == reached.index(True)
+
+
+def test_a_batch_is_timed_on_few_of_its_samples():
+    layer = read(gs_conv((64, 64, 3, 3)), (50, 64, 32, 32))
+    seen = []
+
+    def time_models(models, **options):
+        seen.extend(m.inputs[0].shape[0] for m in map(ir.from_bytes, models))
+        return [1.0, 0.5]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(latency, "time_models", time_models)
+        before, after = Clock(1, Timings()).pair(layer, [layer.whole])
+    assert seen == [3, 3]  # 38 million MACs a sample
+    assert (before, after) == (pytest.approx(50 / 3), pytest.approx(25 / 3))
+
+
+def gs_conv(shape):
+    x, y = gs.Variable("x", np.float32), gs.Variable("y", np.float32)
+    return gs.Node("Conv", "c", {"pads": [1, 1, 1, 1]}, [x, gs.Constant("w", np.ones(shape, np.float32))], [y])
 
 
 def test_hull_and_order_are_convex_and_nested():

@@ -19,8 +19,8 @@ DECADES = 5.0
 class Option:
     """One way to split one layer.
 
-    error: relative output MSE on the fit feeds. damage: error times the layer's sensitivity. saved: milliseconds
-    (or, where the clock is not asked, millions of MACs) less than the layer takes.
+    error: relative output MSE on the fit feeds. damage: error times the layer's sensitivity. saved: what the saving is
+    worth (`goal.Worth`): milliseconds, or shares of what the user wants saved. ms: of the chain, None when not timed.
     """
 
     form: str
@@ -63,6 +63,13 @@ def _below(kept: Sequence[Option], option: Option) -> bool:
     return (last.damage - damage) * (option.saved - saved) < (option.damage - damage) * (last.saved - saved)
 
 
+def thinned(options: Sequence[Option], most: int) -> list[Option]:
+    """At most so many of a hull's options, evenly over it, the last among them: still convex, and fewer to fit."""
+    if len(options) <= most:
+        return list(options)
+    return [options[((k + 1) * len(options)) // most - 1] for k in range(most)]
+
+
 def order(hulls: Mapping[str, Sequence[Option]]) -> list[Step]:
     """All steps along all hulls, cheapest damage per saving first; a layer's own steps stay in order."""
     steps: list[tuple[float, Step]] = []
@@ -73,6 +80,11 @@ def order(hulls: Mapping[str, Sequence[Option]]) -> list[Step]:
             steps.append((step.damage / step.saved, step))
             saved, damage = option.saved, option.damage
     return [step for _, step in sorted(steps, key=lambda s: (s[0], s[1].index))]
+
+
+def taken(steps: Sequence[Step]) -> dict[str, int]:
+    """Option index by layer after all of these steps."""
+    return {step.layer: step.index for step in steps}
 
 
 def prefix(steps: Sequence[Step], strength: float) -> dict[str, int]:

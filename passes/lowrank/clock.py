@@ -6,6 +6,7 @@ key for every layer of the same shape, and in the `--timings` file of an earlier
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -22,6 +23,7 @@ from .layer import Layer, Stage
 
 SECONDS = 0.1  # for one pair; the median of pairwise ratios settles sooner where the machine is quiet
 SLOW_MACS = 3e8  # tens of milliseconds: three pairs say as much as seven short ones
+ENOUGH_MACS = 1e8  # a batch is cut to samples that make as much: from there on the time of a sample stays the same
 OPSET, IR_VERSION = 13, 8  # Conv, MatMul and Gemm have not changed since
 
 
@@ -40,6 +42,7 @@ class Clock:
 
     def pair(self, layer: Layer, stages: Sequence[Stage]) -> tuple[float, float]:
         """(layer, chain) in milliseconds a run, in pairs."""
+        layer, times = _fewer(layer)
         shape = _shape(layer)
         key = (shape, tuple((s.weight.shape, s.axes, s.group) for s in stages))
         if key not in self.known:
@@ -54,7 +57,14 @@ class Clock:
                 min_runs=3 if slow else 7,
             )
             self.known[key] = before, after
-        return self.known[key]
+        return self.known[key][0] * times, self.known[key][1] * times
+
+
+def _fewer(layer: Layer) -> tuple[Layer, float]:
+    """The layer on as few samples of its batch as tell its time, and how many times as many there are."""
+    batch = layer.size[0]
+    kept = min(batch, max(1, math.ceil(ENOUGH_MACS * batch / max(layer.macs, 1))))
+    return replace(layer, size=(kept, *layer.size[1:])), batch / kept
 
 
 def _shape(layer: Layer) -> tuple[Any, ...]:

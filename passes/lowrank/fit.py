@@ -15,7 +15,7 @@ from scipy import linalg
 
 from .norm import Array, Norm
 
-JITTER = 1e-9  # relative; a redundant basis has a singular Gram matrix
+ESTIMATE_JITTER = 1e-5  # relative; a redundant basis has a singular Gram matrix, and products are of single precision
 
 
 def compose(spec: str, factors: Sequence[Array]) -> Array:
@@ -81,10 +81,11 @@ def errors(
     letter = next(c for c in kept if c not in target)
     order = np.argsort(index[letter], kind="stable")
     t = t[order]
-    crossed = norm.apply(t)
-    gram, right = crossed @ t.T, crossed @ flat.T
+    crossed = norm.estimate(t)
+    gram = (crossed @ t.T.astype(np.float32)).astype(np.float64)
+    right = (crossed @ flat.T.astype(np.float32)).astype(np.float64)
     scale = np.sqrt(np.maximum(np.diag(gram), 1e-300))
-    scaled = gram / np.outer(scale, scale) + JITTER * np.eye(len(gram))
+    scaled = gram / np.outer(scale, scale) + ESTIMATE_JITTER * np.eye(len(gram))
     lower = linalg.cholesky((scaled + scaled.T) / 2, lower=True, check_finite=False)
     solved = linalg.solve_triangular(lower, right / scale[:, None], lower=True, check_finite=False)
     explained = np.concatenate([[0.0], np.cumsum((solved**2).sum(1))])

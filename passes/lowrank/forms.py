@@ -33,12 +33,14 @@ class Form(ABC):
     """One way to split a layer. Stateless; every method takes the layer.
 
     letters: the einsum's indices that count the rank, one for each entry of it. nested: the sketch at a lower rank is
-    a slice of the sketch at a higher one. closed: with its refit the start is the optimum, nothing is left to improve.
+    a slice of the sketch at a higher one. every: which of the grid's ranks are tried, where each is dear.
+    closed: with its refit the start is the optimum, nothing is left to improve.
     """
 
     name: ClassVar[str]
     letters: ClassVar[str] = "r"
     nested: ClassVar[bool] = True
+    every: ClassVar[int] = 1
     closed: ClassVar[bool] = False
 
     @abstractmethod

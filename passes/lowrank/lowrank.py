@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ...ir import Model
 from ...ir.errors import OptionError
 from ..base import Context, LossyPass, PassResult, Skip
-from . import choose, emit, planning
+from . import choose, planning
+from .assemble import assemble
 from .forms import Channel, ChannelIn, Form, Separable, Spatial, SpatialT, Svd
-from .layer import read
-from .refit import Done, refit
+from .goal import Goal
+from .refit import refit
 from .tensor_forms import Cp, Tucker2
 
 if TYPE_CHECKING:
@@ -28,9 +29,10 @@ DEFAULT_FORMS = ("svd", "channel", "channel_in", "spatial", "spatial_t", "separa
 class LowRank(LossyPass):
     """Split layers into low-rank chains that lose little of their output and are measurably faster.
 
-    The output error is minimised on the data's second moments, not on the weights. Without an amount the form
-    and rank of every layer are chosen under the run's limits, by damage to the model's output per millisecond saved.
-    A layer stays whole where no chain beats it by `min_gain` on this machine's clock.
+    The output error is minimised on the data's second moments, not on the weights. The form and rank of every layer
+    are chosen by damage to the model's output for what is saved: under the budgets macs, params and speedup (which
+    may be combined), or, without any amount, under the run's limits. A layer stays whole where no chain beats it by
+    `min_gain` on this machine's clock.
     """
 
     name: ClassVar[str] = "lowrank"
@@ -42,6 +44,15 @@ class LowRank(LossyPass):
         default=None, metadata={"help": "share of each layer's output energy to keep, e.g. 0.98", "min": 0, "max": 1}
     )
     evbmf: bool = field(default=False, metadata={"help": "ranks by empirical variational Bayes on the weights"})
+    macs: float | None = field(
+        default=None, metadata={"help": "share of the model's MACs to remove", "min": 1e-6, "max": 0.99}
+    )
+    params: float | None = field(
+        default=None, metadata={"help": "share of the model's parameters to remove", "min": 1e-6, "max": 0.99}
+    )
+    speedup: float | None = field(
+        default=None, metadata={"help": "how many times faster the model is to run, measured here, e.g. 1.3", "min": 1}
+    )
     forms: tuple[str, ...] = field(
         default=(), metadata={"help": f"forms to try, joined by +: {'+'.join(FORMS)}; all but cp when empty"}
     )
@@ -59,6 +70,8 @@ class LowRank(LossyPass):
 
     def __post_init__(self) -> None:
         given = [n for n in ("rank", "energy", "evbmf") if getattr(self, n) not in (None, False)]
+        if given and self.goal.given:
+            given.append(next(n for n in ("macs", "params", "speedup") if getattr(self, n) is not None))
         if len(given) > 1:
             raise OptionError(f"lowrank: give one of {' and '.join(given)}, not both")
         unknown = [f for f in self.forms if f not in FORMS]
@@ -69,8 +82,18 @@ class LowRank(LossyPass):
 
     @property
     def explicit(self) -> bool:
-        """Whether rank, energy or evbmf says how much."""
+        """Whether a rank, an energy or a budget says how much."""
+        return self.ranked or self.goal.given
+
+    @property
+    def ranked(self) -> bool:
+        """Whether rank, energy or evbmf says which rank every layer gets."""
         return self.rank is not None or self.energy is not None or self.evbmf
+
+    @property
+    def goal(self) -> Goal:
+        """The budgets."""
+        return Goal(self.macs, self.params, self.speedup)
 
     def plan(self, model: Model, ctx: Context) -> Plan:
         """Moments, candidates with errors and times, sensitivities, and the factors of every option on a hull."""
@@ -87,29 +110,20 @@ class LowRank(LossyPass):
     def apply(self, model: Model, plan: Plan, strength: float, ctx: Context) -> PassResult:
         """Split the layers that `strength` reaches, cheapest damage per millisecond first."""
         chosen = choose.prefix(plan.steps, strength)
-        nodes = {n.name: n for n in model.graph.nodes}
-        before, done = model.copy(), []
+        before, done = model.copy(), assemble(model, plan.layers, chosen)
         rows: list[dict[str, Any]] = []
         for name, found in plan.layers.items():
             if name in chosen:
-                split = found.splits[chosen[name]]
-                done.append(_split(model, nodes[name], split, found.size))
-                rows.append(_row(name, found, split, plan.samples))
+                rows.append(_row(name, found, found.splits[chosen[name]], plan.samples))
             else:
                 reason = found.reason or "not reached at this strength"
                 rows.append({"layer": name, "skipped": reason})
         after = refit(before, model, done, plan.macs, ctx) if self.refit else {}
         rows = [{**r, "error_in_place": after[r["layer"]]} if r["layer"] in after else r for r in rows]
-        if plan.layers and not plan.steps:
-            ctx.note(f"lowrank: {plan.reason or 'nothing pays here'}")
+        if plan.reason:
+            ctx.note(f"lowrank: {plan.reason}")
         skipped = tuple(Skip(r["layer"], r["skipped"]) for r in rows if "skipped" in r)
         return PassResult(bool(chosen), _did(rows), skipped, {"layers": rows})
-
-
-def _split(model: Model, node: Any, split: Split, size: Sequence[int]) -> Done:
-    name, layer = node.name, read(node, size)
-    made = emit.put(model, layer, split.form.stages(layer, split.factors), split.shift, split.form.name)
-    return Done(name, layer, made[-1])
 
 
 def _row(name: str, found: planning.Found, split: Split, samples: int) -> dict[str, Any]:

@@ -75,6 +75,19 @@ class Norm:
             out += (x @ self.thin.T) @ self.thin
         return out
 
+    def estimate(self, x: Array) -> Array:
+        """X M (k, D) to single precision, at about half the price."""
+        out = np.float32(self.diagonal) * x.astype(np.float32)
+        if self.dense is not None:
+            out += x.astype(np.float32) @ self._single
+        elif self.thin is not None:
+            out += (x.astype(np.float32) @ self._single.T) @ self._single
+        return out
+
+    @cached_property
+    def _single(self) -> Array:
+        return np.asarray(self.thin if self.dense is None else self.dense, np.float32)
+
     def inner(self, x: Array) -> Array:
         """X M Xᵀ (k, k), symmetric."""
         product = self.apply(x) @ x.T

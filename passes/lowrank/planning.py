@@ -12,14 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...ir import Model, cost
-from ...runtime import probe
+from ...ir import Model, cost, order
+from ...runtime import latency, probe
+from ...runtime.session import Session
 from ..base import Context
 from ..pace import samples
 from . import choose, fit, ranks, search
+from .assemble import assemble
 from .choose import Option, Step
 from .clock import Clock
 from .forms import Form, Rank
+from .goal import Goal, Totals, Worth, enough
 from .layer import Layer, candidates, read, refusal
 from .norm import Array, Norm
 from .sensitivity import sensitivities
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 SMALL_SHARE = 0.002  # of the model's MACs: a layer below it cannot repay the call of another node
 QUANT_GAIN, QUANT_MACS = 0.25, 0.6  # a split must be this clear in float to survive the int8 that follows
 FLOAT_MACS = 0.95
+OPTIONS = 6  # along one layer's hull, at most: each has to be fitted
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,8 @@ class Found:
 class Plan:
     """Everything that `apply` needs: layers by node name, and all steps in the order in which they pay.
 
-    reason: why there is nothing to do, or "". macs: of one run of the whole model, on this many `samples`.
+    reason: why there is nothing to do, or what a budget asks that cannot be had, or "". macs: of one run of the whole
+    model, on this many `samples`.
     """
 
     layers: Mapping[str, Found] = field(default_factory=dict)
@@ -79,20 +84,48 @@ def make(model: Model, ctx: Context, options: LowRank, forms: Sequence[Form]) ->
     sizes = probe.shapes(model, ctx.fit.first())
     found: dict[str, Found] = {}
     ready: list[Layer] = []
-    total = sum(row.macs for row in cost.by_node(model, sizes))
+    totals = _totals(model, sizes, ctx, options.goal)
     for node in candidates(model):
         layer = None if _refused(node, ctx) else read(node, sizes[node.inputs[0].name])
-        reason = _refused(node, ctx) if layer is None else _small(layer, total, options)
+        reason = _refused(node, ctx) if layer is None else _small(layer, totals.macs, options)
         found[node.name] = Found(reason=reason or "")
         if layer is not None and not reason:
             ready.append(layer)
-    demand = _demand(ctx, options)
+    demand = _demand(ctx, options, Worth.towards(options.goal, totals))
     table = norms(model, ready, ctx) if ready else iter(())
     for layer, norm in ctx.progress(table, "low rank", len(ready)):
         found[layer.node.name] = _layer(layer, norm, forms, demand, options, ctx.target.channel_multiple)
     found = _weigh(model, found, ctx)
     hulls = {name: [s.option for s in f.splits] for name, f in found.items() if f.splits}
-    return Plan(found, tuple(choose.order(hulls)), "" if hulls else "nothing pays here", total, samples(model, sizes))
+    plan = Plan(found, tuple(choose.order(hulls)), "", totals.macs, samples(model, sizes))
+    if not hulls:
+        return replace(plan, reason="nothing pays here" if found else "")
+    return _within(plan, model, hulls, options.goal, totals, ctx) if options.goal.given else plan
+
+
+def _totals(model: Model, sizes: Mapping[str, tuple[int, ...]], ctx: Context, goal: Goal) -> Totals:
+    whole = cost.of(model, sizes)
+    ms = 0.0
+    if goal.speedup is not None:
+        ms = latency.bench([model], ctx.fit.first(), threads=ctx.threads, timings=ctx.timings)[0].ms
+    return Totals(whole.macs, whole.params, ms)
+
+
+def _within(
+    plan: Plan, model: Model, hulls: Mapping[str, Sequence[Option]], goal: Goal, totals: Totals, ctx: Context
+) -> Plan:
+    """The steps that the goal needs, and no more."""
+    feed, original = ctx.fit.first(), Session(model, threads=ctx.threads)
+
+    def speedup(steps: Sequence[Step]) -> float:
+        trial = model.copy()
+        assemble(trial, plan.layers, choose.taken(steps))
+        order.sort(trial)
+        return latency.compare(original, trial, feed, threads=ctx.threads, timings=ctx.timings, seconds=1.0).speedup
+
+    whole = {name: (f.macs, f.params) for name, f in plan.layers.items() if f.splits}
+    count, missing = enough(goal, totals, plan.steps, hulls, whole, speedup)
+    return replace(plan, steps=plan.steps[:count], reason=missing)
 
 
 def _refused(node: Any, ctx: Context) -> str | None:
@@ -105,7 +138,7 @@ def _small(layer: Layer, total: int, options: LowRank) -> str | None:
     return None
 
 
-def _demand(ctx: Context, options: LowRank) -> search.Demand:
+def _demand(ctx: Context, options: LowRank, worth: Worth) -> search.Demand:
     quantized = "quant" in ctx.follows
     clock = Clock(ctx.threads, ctx.timings).pair if options.min_gain >= 0 else None
     return search.Demand(
@@ -113,6 +146,7 @@ def _demand(ctx: Context, options: LowRank) -> search.Demand:
         QUANT_MACS if quantized else FLOAT_MACS,
         np.inf if options.explicit else search.WORST,
         clock,
+        worth,
     )
 
 
@@ -127,10 +161,9 @@ def _layer(
     hull, ms = search.survey(layer, tried, demand)
     if not hull:
         return replace(about, ms=ms, reason=_why(layer, tried, demand, ms))
-    if options.explicit:
-        hull = [_best(hull, options)]
-    table = {f.name: f for f in forms}
-    splits = tuple(_split(layer, norm, table[o.form], o) for o in hull)
+    hull = [_best(hull, options)] if options.ranked else choose.thinned(hull, OPTIONS)
+    table = {(t.form.name, t.rank): t for t in tried}
+    splits = tuple(_split(layer, norm, table[o.form, o.rank], o) for o in hull)
     return replace(about, ms=ms, splits=splits)
 
 
@@ -153,8 +186,9 @@ def _best(hull: Sequence[Option], options: LowRank) -> Option:
     return min(hull, key=lambda o: (o.error, -o.saved))
 
 
-def _split(layer: Layer, norm: Norm, form: Form, option: Option) -> Split:
-    found = search.factors(form, layer, norm, option.rank)
+def _split(layer: Layer, norm: Norm, trial: search.Trial, option: Option) -> Split:
+    form = trial.form
+    found = search.factors(form, layer, norm, option.rank, trial.sketch)
     approximation = fit.compose(form.spec(layer), found)
     error = fit.error(layer.weight, approximation, norm)
     delta = layer.flat - approximation.reshape(layer.outputs, -1)

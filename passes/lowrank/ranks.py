@@ -40,7 +40,7 @@ def at_share(form: Form, layer: Layer, share: float) -> Rank:
 def grid(form: Form, layer: Layer, multiple: int, most: float) -> list[Rank]:
     """Candidate ranks, highest first, none above `most` of the layer's MACs."""
     step = 1 if form.letters == "t" else multiple
-    ranks = [rounded(at_share(form, layer, s), form.full(layer), step) for s in MACS_GRID]
+    ranks = [rounded(at_share(form, layer, s), form.full(layer), step) for s in MACS_GRID[form.every - 1 :: form.every]]
     return [r for r in dict.fromkeys(ranks) if form.cost(layer, r)[0] <= most * layer.macs]
 
 

@@ -8,13 +8,14 @@ ever does, so what is left off the hull unmeasured would have been off it measur
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from . import fit, ranks
 from .choose import Option, hull
 from .forms import Form, Rank
+from .goal import Worth
 from .layer import Layer, Stage
 from .norm import Array, Norm
 
@@ -30,24 +31,26 @@ Pair = Callable[[Layer, Sequence[Stage]], tuple[float, float]]
 class Demand:
     """What an option must offer: `gain` of the layer's time, at most `macs` of its MACs, at most `error`.
 
-    clock: None when time is not asked (then savings are counted in millions of MACs).
+    clock: None when time is not asked (a MAC then stands for `worth.ms_per_mac`).
     """
 
     gain: float
     macs: float
     error: float
     clock: Pair | None
+    worth: Worth = field(default_factory=Worth)
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A form at a rank before the clock has spoken."""
+    """A form at a rank before the clock has spoken. sketch: the form's start at the highest rank tried, if nested."""
 
     form: Form
     rank: Rank
     error: float
     macs: int
     params: int
+    sketch: tuple[Array, ...] = ()
 
 
 def trials(layer: Layer, norm: Norm, forms: Sequence[Form], pick: Callable[[Form], Sequence[Rank]]) -> list[Trial]:
@@ -56,50 +59,67 @@ def trials(layer: Layer, norm: Norm, forms: Sequence[Form], pick: Callable[[Form
     for form in forms:
         if form.refuse(layer) is None:
             chosen = list(pick(form))
-            for rank, error in zip(chosen, errors(form, layer, norm, chosen)):
-                found.append(Trial(form, rank, error, *form.cost(layer, rank)))
+            sketch = sketched(form, layer, norm, chosen)
+            for rank, error in zip(chosen, errors(form, layer, norm, chosen, sketch)):
+                found.append(Trial(form, rank, error, *form.cost(layer, rank), sketch))
     return found
 
 
-def errors(form: Form, layer: Layer, norm: Norm, chosen: Sequence[Rank]) -> list[float]:
+def sketched(form: Form, layer: Layer, norm: Norm, chosen: Sequence[Rank]) -> tuple[Array, ...]:
+    """The start at the highest of the ranks, which holds those at the others; nothing for a form without nesting."""
+    if not form.nested or not chosen:
+        return ()
+    return tuple(form.sketch(layer, tuple(max(column) for column in zip(*chosen)), norm))
+
+
+def errors(form: Form, layer: Layer, norm: Norm, chosen: Sequence[Rank], sketch: Sequence[Array] = ()) -> list[float]:
     """Relative output error of a form at several ranks, the last factor refitted."""
     if not chosen:
         return []
     spec, sizes = form.spec(layer), [dict(zip(form.letters, r)) for r in chosen]
     if form.nested:
-        top = tuple(max(column) for column in zip(*chosen))
-        sketch = form.sketch(layer, top, norm)
+        sketch = sketch or sketched(form, layer, norm, chosen)
         if len(form.letters) == 1:
             return fit.errors(spec, sketch, layer.weight, norm, sizes)
         return [fit.errors(spec, fit.cut(spec, sketch, s), layer.weight, norm, [{}])[0] for s in sizes]
     return [fit.errors(spec, form.sketch(layer, r, norm), layer.weight, norm, [{}])[0] for r in chosen]
 
 
-def factors(form: Form, layer: Layer, norm: Norm, rank: Rank) -> list[Array]:
-    """The factors of one option, refined as far as the flops allow."""
+def factors(form: Form, layer: Layer, norm: Norm, rank: Rank, sketch: Sequence[Array] = ()) -> list[Array]:
+    """The factors of one option, refined as far as the flops allow. sketch: the form's start at a higher rank."""
     spec = form.spec(layer)
-    start = fit.refit(spec, form.start(layer, rank, norm), layer.weight, norm)
+    if form.nested and len(form.letters) == 1:
+        begun = fit.cut(spec, sketch, dict(zip(form.letters, rank))) if sketch else form.start(layer, rank, norm)
+        start = fit.refit(spec, begun, layer.weight, norm)
+    else:
+        start = fit.refit(spec, form.start(layer, rank, norm), layer.weight, norm)
     if form.closed:
         return start
     if len(form.letters) > 1:  # HOOI's norm is not quite the layer's: its own starting point may be the better one
-        other = fit.refit(spec, form.sketch(layer, rank, norm), layer.weight, norm)
+        begun = fit.cut(spec, sketch, dict(zip(form.letters, rank))) if sketch else form.sketch(layer, rank, norm)
+        other = fit.refit(spec, begun, layer.weight, norm)
         start = min(start, other, key=lambda f: fit.error(layer.weight, fit.compose(spec, f), norm))
-    flops = 2.0 * layer.outputs * layer.width**2 * (len(start) - 1)
-    steps = int(min(6, REFINE_FLOPS // flops))
-    return fit.improve(spec, start, layer.weight, norm, sweeps=2 if steps == 6 else 1, steps=steps)
+    step = 4.0 * layer.outputs * layer.width**2 * (len(start) - 1)
+    sweeps = 2 if 12 * step <= REFINE_FLOPS else 1
+    steps = int(min(6, REFINE_FLOPS / (sweeps * step)))
+    return fit.improve(spec, start, layer.weight, norm, sweeps=sweeps, steps=steps) if steps else start
 
 
 def survey(layer: Layer, tried: Sequence[Trial], demand: Demand) -> tuple[list[Option], float | None]:
     """The hull of what meets the demand, and the layer's own time in ms (None when the clock was not asked)."""
     fair = [t for t in tried if t.error <= demand.error and t.macs <= demand.macs * layer.macs]
-    if demand.clock is None:
-        return hull([_option(t, (layer.macs - t.macs) / 1e6) for t in fair]), None
+    base = layer.macs * demand.worth.ms_per_mac
     ratio = {id(t): t.macs / layer.macs for t in fair}
+
+    def best(among: Sequence[Trial]) -> list[Option]:
+        return hull([_option(t, layer, demand, base, ratio[id(t)]) for t in among])
+
+    if demand.clock is None:
+        return [replace(o, ms=None) for o in best(fair)], None
     measured: dict[int, float] = {}
     befores: list[float] = []
     for _ in range(ROUNDS):
-        options = {id(t): _option(t, _saving(ratio[id(t)], demand.gain)) for t in fair}
-        on = {(o.form, o.rank) for o in hull(list(options.values()))}
+        on = {(o.form, o.rank) for o in best(fair)}
         pending = [t for t in fair if (t.form.name, t.rank) in on and id(t) not in measured]
         if not pending:
             break
@@ -108,21 +128,13 @@ def survey(layer: Layer, tried: Sequence[Trial], demand: Demand) -> tuple[list[O
             befores.append(before)
             ratio[id(trial)] = measured[id(trial)] = after / before
             _learn(trial, fair, ratio, measured, layer.macs)
-    options = {id(t): _option(t, _saving(ratio[id(t)], demand.gain)) for t in fair if id(t) in measured}
-    kept = hull(list(options.values()))
-    if not befores:
-        return [], None
-    base = float(np.median(befores))  # pairs are sound, single times are not: the machine may have been busy
-    return [replace(o, saved=o.saved * base, ms=base * (1 - o.saved)) for o in kept], base
+        base = float(np.median(befores))  # pairs are sound, single times are not: the machine may have been busy
+    return best([t for t in fair if id(t) in measured]), base if befores else None
 
 
 def stages(trial: Trial, layer: Layer) -> list[Stage]:
     """The chain of an option with nothing in its weights, for the clock."""
     return trial.form.stages(layer, [np.zeros(s, np.float32) for s in trial.form.shapes(layer, trial.rank)])
-
-
-def _saving(ratio: float, gain: float) -> float:
-    return 1 - ratio if 1 - ratio >= gain else 0.0
 
 
 def _learn(trial: Trial, fair: Sequence[Trial], ratio: dict[int, float], measured: dict[int, float], macs: int) -> None:
@@ -133,8 +145,11 @@ def _learn(trial: Trial, fair: Sequence[Trial], ratio: dict[int, float], measure
             ratio[id(other)] = other.macs / macs + over
 
 
-def _option(t: Trial, saved: float) -> Option:
-    return Option(t.form.name, t.rank, t.error, saved, t.macs, t.params, damage=t.error)
+def _option(t: Trial, layer: Layer, demand: Demand, base: float, ratio: float) -> Option:
+    """An option that takes `ratio` of the layer's `base` ms; worth nothing where that saves less than the demand."""
+    fewer = layer.macs - t.macs, layer.weight.size - t.params
+    worth = demand.worth.of(base * (1 - ratio), *fewer) if 1 - ratio >= demand.gain else 0.0
+    return Option(t.form.name, t.rank, t.error, worth, t.macs, t.params, ms=base * ratio, damage=t.error)
 
 
 def at_energy(form: Form, layer: Layer, norm: Norm, energy: float, multiple: int) -> list[Rank]:

@@ -17,7 +17,8 @@ from .layer import Layer, Stage
 from .norm import Array, Norm
 
 HOOI_ITERATIONS = 4  # from HOSVD; `fit.improve` goes on in the norm of the unfolded input
-CP_ITERATIONS = 60
+CP_ITERATIONS, CP_FEWEST = 60, 8
+CP_FLOPS = 1e11  # of one fit: a large layer gets fewer sweeps, its factors are refined afterwards anyway
 CP_RIDGE = 1e-3  # relative; keeps ALS from the diverging, cancelling components of degenerate CP
 
 
@@ -78,6 +79,7 @@ class Cp(Form):
 
     name = "cp"
     nested = False
+    every = 3
 
     def refuse(self, layer: Layer) -> str | None:
         if layer.taps == 1 or min(layer.kernel) < 2:
@@ -105,17 +107,18 @@ class Cp(Form):
 
         weighted, lower = _whitened(layer, norm)
         scale = float(np.abs(weighted).max()) or 1.0
+        sweep = 2.0 * weighted.size * rank[0] * weighted.ndim
         cp = parafac(
-            weighted / scale,
+            (weighted / scale).astype(np.float32),
             rank=rank[0],
-            n_iter_max=CP_ITERATIONS,
+            n_iter_max=int(np.clip(CP_FLOPS / sweep, CP_FEWEST, CP_ITERATIONS)),
             init="svd" if rank[0] <= min(weighted.shape[:2]) else "random",
             tol=1e-6,
             l2_reg=CP_RIDGE,
             random_state=0,
             normalize_factors=False,
         )
-        outer, inner, *along = [np.asarray(f) for f in cp.factors]
+        outer, inner, *along = [np.asarray(f, np.float64) for f in cp.factors]
         outer = outer * (np.asarray(cp.weights) * scale)
         return [outer, *[f.T for f in reversed(along)], _unwhiten(inner, lower)]
 

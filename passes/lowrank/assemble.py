@@ -1,0 +1,26 @@
+"""Putting chosen splits into a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from ...ir import Model
+from . import emit
+from .layer import read
+from .refit import Done
+
+if TYPE_CHECKING:
+    from .planning import Found
+
+
+def assemble(model: Model, layers: Mapping[str, Found], chosen: Mapping[str, int]) -> list[Done]:
+    """Replace the layers in `chosen` (index of the split, by node name) by their chains; the others stay whole."""
+    nodes = {n.name: n for n in model.graph.nodes}
+    done = []
+    for name, found in layers.items():
+        if name in chosen:
+            split, layer = found.splits[chosen[name]], read(nodes[name], found.size)
+            made = emit.put(model, layer, split.form.stages(layer, split.factors), split.shift, split.form.name)
+            done.append(Done(name, layer, made[-1]))
+    return done
