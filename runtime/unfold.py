@@ -16,7 +16,7 @@ import onnx_graphsurgeon as gs
 
 from ..ir.errors import PassError
 
-OPS = ("Conv", "Gemm", "MatMul")
+OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,10 @@ class Geometry:
 
 
 def geometry(node: gs.Node) -> Geometry:
-    """Read off a node. Raises PassError for one that has no constant-size weight or is of another operator."""
+    """Read off a node; of a ConvTranspose each input position by itself is a row (C / G entries).
+
+    Raises PassError for one that has no constant-size weight or is of another operator.
+    """
     weight = node.inputs[1] if len(node.inputs) > 1 else None
     shape = None if weight is None or weight.shape is None else tuple(weight.shape)
     if node.op not in OPS or shape is None or not all(isinstance(d, int) for d in shape):
@@ -50,6 +53,9 @@ def geometry(node: gs.Node) -> Geometry:
         if len(shape) not in (1, 2):
             raise PassError(f"node '{node.name}' (MatMul) multiplies a stack of matrices; its rows are not one layer's")
         return Geometry(shape[0])
+    if node.op == "ConvTranspose":
+        single, groups = (1,) * (len(shape) - 2), int(node.attrs.get("group", 1))
+        return Geometry(shape[0] // groups, groups, single, single, single, ((0, 0),) * len(single))
     kernel = shape[2:]
     ones, zeros = [1] * len(kernel), [0] * (2 * len(kernel))
     pads = node.attrs.get("pads", zeros)

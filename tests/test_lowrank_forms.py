@@ -6,7 +6,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 import onnxruntime as ort
 import pytest
-from onnxslim_opt.passes.lowrank import emit, fit, ranks, search
+from onnxslim_opt.passes.lowrank import emit, fit, groups, ranks, search
 from onnxslim_opt.passes.lowrank.layer import Layer, read, refusal
 from onnxslim_opt.passes.lowrank.lowrank import FORMS
 from onnxslim_opt.passes.lowrank.norm import Norm
@@ -27,6 +27,30 @@ CONVS = {
     "three axes": ({"strides": [2, 1, 1], "pads": [1, 2, 0, 0, 1, 1]}, (20, 16, 3, 2, 3), (1, 16, 6, 7, 8)),
     "1x1 strided": ({"strides": [2, 2]}, (20, 36, 1, 1), (2, 36, 12, 13)),
     "1x3": ({"pads": [0, 1, 0, 1]}, (20, 16, 1, 3), (2, 16, 12, 13)),
+}
+
+
+TRANSPOSED = {
+    "plain": ({"pads": [1, 1, 1, 1]}, (16, 20, 3, 3), (2, 16, 7, 6)),
+    "upsampling": ({"strides": [2, 2]}, (16, 20, 2, 2), (2, 16, 7, 6)),
+    "strides, dilation, uneven pads, padded output": (
+        {"strides": [2, 3], "pads": [1, 0, 2, 1], "dilations": [2, 1], "output_padding": [1, 2]},
+        (16, 20, 3, 4),
+        (2, 16, 7, 6),
+    ),
+    "1x1 strided": ({"strides": [2, 2]}, (24, 20, 1, 1), (2, 24, 7, 6)),
+    "one axis": ({"strides": [2]}, (16, 20, 4), (2, 16, 9)),
+    "three axes": ({"strides": [2, 1, 2], "pads": [1, 0, 0, 0, 1, 1]}, (16, 20, 2, 3, 2), (1, 16, 4, 5, 3)),
+    "groups": ({"group": 2, "strides": [2, 2], "pads": [1, 1, 1, 1]}, (32, 20, 4, 4), (2, 32, 7, 6)),
+}
+GROUPED = {
+    "two": ({"group": 2, "pads": [1, 1, 1, 1]}, (40, 16, 3, 3), (2, 32, 9, 8)),
+    "three, strides, dilation": (
+        {"group": 3, "strides": [2, 1], "dilations": [1, 2], "pads": [1, 2, 0, 1]},
+        (48, 20, 3, 3),
+        (2, 60, 9, 12),
+    ),
+    "1x1": ({"group": 2}, (40, 24, 1, 1), (2, 48, 9, 8)),
 }
 
 
@@ -64,9 +88,10 @@ def replaced(model, form, rank, norm=None, shift=False):
     node = next(n for n in copy.graph.nodes if n.name == "layer")
     layer = read(node, [int(d) for d in copy.graph.inputs[0].shape])
     norm = norm or Norm.identity(layer.width)
-    factors = search.factors(form, layer, norm, rank)
-    delta = layer.flat - fit.compose(form.spec(layer), factors).reshape(layer.outputs, -1)
-    emit.put(copy, layer, form.stages(layer, factors), delta @ norm.mean if shift else None, form.name)
+    trial = search.Trial(form, rank, 0.0, 0, 0)
+    factors = groups.factors(layer, [norm] * layer.groups, trial)
+    moved = groups.shift(groups.missing(layer, form, factors), [norm] * layer.groups) if shift else None
+    emit.put(copy, layer, form.chain(layer, factors), moved, form.name)
     return tidy(copy), layer, factors
 
 
@@ -85,6 +110,75 @@ def test_full_rank_reproduces_a_convolution(key, name):
     split, _, factors = replaced(model, form, form.full(layer))
     assert tuple(f.shape for f in factors) == form.shapes(layer, form.full(layer))
     assert relative(run(split, x), run(model, x)) < 1e-5
+
+
+@pytest.mark.parametrize(("op", "key"), [*(("ConvTranspose", k) for k in TRANSPOSED), *(("Conv", k) for k in GROUPED)])
+@pytest.mark.parametrize("name", [n for n in FORMS if n != "cp"])
+def test_full_rank_reproduces_transposed_and_grouped_convolutions(op, key, name):
+    """Outputs, and the cost that was reckoned with."""
+    attrs, shape, size = (TRANSPOSED if op == "ConvTranspose" else GROUPED)[key]
+    rng = np.random.default_rng(11)
+    weight = rng.standard_normal(shape).astype(np.float32)
+    outputs = shape[0] if op == "Conv" else shape[1] * attrs.get("group", 1)
+    model = single(op, attrs, weight, size, rng.standard_normal(outputs).astype(np.float32))
+    x = rng.standard_normal(size).astype(np.float32)
+    assert refusal(model.graph.nodes[0]) is None
+    form, layer = FORMS[name], read(model.graph.nodes[0], size)
+    assert layer.macs == ir.cost.of(tidy(model)).macs
+    if form.refuse(layer):
+        pytest.skip(form.refuse(layer))
+    split, _, _ = replaced(model, form, form.full(layer))
+    assert len(split.graph.nodes) > 1
+    assert relative(run(split, x), run(model, x)) < 1e-5
+    low, _, _ = replaced(model, form, form.scaled(layer, 0.4))
+    macs, params = form.cost(layer, form.scaled(layer, 0.4))
+    cost = ir.cost.of(low)
+    assert (cost.macs, cost.params) == (macs, params + outputs)
+
+
+def test_groups_at_low_rank_are_split_each_by_itself():
+    """Errors and bias of a grouped layer are those of its groups as layers of their own."""
+    attrs, shape, size = GROUPED["two"]
+    rng = np.random.default_rng(12)
+    model = single("Conv", attrs, rng.standard_normal(shape).astype(np.float32), size, np.zeros(40, np.float32))
+    layer, form = read(model.graph.nodes[0], size), FORMS["channel"]
+    norms = [correlated_norm(rng, layer.width, samples=3000) for _ in range(2)]
+    trial = groups.trials(layer, norms, [form], lambda f: [(6,)])[0]
+    factors = groups.factors(layer, norms, trial)
+    lost = groups.missing(layer, form, factors)
+    expected = []
+    for g in range(2):
+        part = Layer(None, "Conv", layer.stack[g], None, True, size, np.float32)
+        own = fit.compose(form.spec(part), search.factors(form, part, norms[g], (6,)))
+        expected.append(part.weight - own)
+        assert np.allclose(expected[g].reshape(20, -1), lost[g], atol=1e-8)
+    energies = [n.energy(w.reshape(20, -1)) for n, w in zip(norms, layer.stack)]
+    left = [n.energy(d.reshape(20, -1)) for n, d in zip(norms, expected)]
+    assert groups.error(layer, lost, norms) == pytest.approx(sum(left) / sum(energies))
+    assert trial.error == pytest.approx(sum(left) / sum(energies), rel=1e-2)
+    assert np.allclose(groups.shift(lost, norms), np.concatenate([d @ n.mean for d, n in zip(lost, norms)]))
+
+
+def test_a_transposed_convolution_is_fitted_to_its_inputs():
+    """Stride equal to the kernel: outputs do not overlap, so that the error reckoned is the error of the outputs."""
+    rng = np.random.default_rng(13)
+    rows = rng.standard_normal((2 * 42, 16)) @ (rng.standard_normal((16, 16)) * np.exp(-np.arange(16) / 3)[:, None])
+    x = rows.reshape(2, 7, 6, 16).transpose(0, 3, 1, 2).astype(np.float32)
+    model = single(
+        "ConvTranspose",
+        *TRANSPOSED["upsampling"][:1],
+        rng.standard_normal((16, 20, 2, 2)).astype(np.float32),
+        (2, 16, 7, 6),
+    )
+    layer, form = read(model.graph.nodes[0], (2, 16, 7, 6)), FORMS["channel_in"]
+    moment = Norm.of(rows.mean(0), len(rows), second=rows.T @ rows / len(rows), centre=False)
+    found = {}
+    for kind, norm in (("aware", moment.repeated(layer.taps)), ("plain", Norm.identity(layer.width))):
+        split, _, factors = replaced(model, form, (4,), norm)
+        lost = groups.missing(layer, form, factors)
+        found[kind] = relative(run(split, x), run(model, x)) ** 2
+        assert groups.error(layer, lost, [moment.repeated(layer.taps)]) == pytest.approx(found[kind], rel=1e-3)
+    assert found["aware"] < 0.5 * found["plain"]
 
 
 @pytest.mark.parametrize("key", ["plain", "strides, dilation, uneven pads", "one axis", "three axes"])
@@ -260,7 +354,7 @@ def test_thin_and_dense_moments_agree():
 @pytest.mark.parametrize(
     ("attrs", "shape", "reason"),
     [
-        ({"group": 2}, (32, 16, 3, 3), "grouped"),
+        ({"group": 4}, (32, 8, 3, 3), "fewer than 16 inputs or outputs a group"),
         ({"group": 32}, (32, 1, 3, 3), "depthwise"),
         ({}, (8, 32, 3, 3), "fewer than 16"),
     ],

@@ -21,6 +21,6 @@ def assemble(model: Model, layers: Mapping[str, Found], chosen: Mapping[str, int
     for name, found in layers.items():
         if name in chosen:
             split, layer = found.splits[chosen[name]], read(nodes[name], found.size)
-            made = emit.put(model, layer, split.form.stages(layer, split.factors), split.shift, split.form.name)
+            made = emit.put(model, layer, split.form.chain(layer, split.factors), split.shift, split.form.name)
             done.append(Done(name, layer, made[-1]))
     return done

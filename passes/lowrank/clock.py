@@ -70,7 +70,7 @@ def _fewer(layer: Layer) -> tuple[Layer, float]:
 def _shape(layer: Layer) -> tuple[Any, ...]:
     """All of a layer that its time depends on."""
     flipped = bool(layer.node.attrs.get("transB", 0))
-    return layer.op, flipped, np.dtype(layer.dtype).str, layer.size, layer.weight.shape, layer.geometry
+    return layer.op, layer.groups, flipped, np.dtype(layer.dtype).str, layer.size, layer.weight.shape, layer.geometry
 
 
 def alone(layer: Layer, stages: Sequence[Stage]) -> Model:
@@ -83,7 +83,7 @@ def alone(layer: Layer, stages: Sequence[Stage]) -> Model:
     plain = replace(layer, node=node, bias=None, adjustable=True, slot=None)
     bias = None
     if layer.op != "MatMul":
-        bias = edit.constant(model, "bias", np.zeros(layer.outputs, dtype))
+        bias = edit.constant(model, "bias", np.zeros(layer.groups * layer.outputs, dtype))
     chain = [replace(s, weight=_noise(s.weight.shape)) for s in stages]
     edit.unlink(node)
     edit.add(graph, *emit.chain(model, plain, chain, x, y, "", bias))

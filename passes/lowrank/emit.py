@@ -9,7 +9,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from ...ir import Model, edit
-from .layer import Layer, Stage
+from .layer import CONVOLUTIONS, Layer, Stage
 from .norm import Array
 
 
@@ -41,7 +41,8 @@ def chain(
         if last and bias is not None:
             inputs.append(bias)
         to = output if last else edit.variable(model, f"{name}_out", np.dtype(layer.dtype))
-        made.append(edit.node(model, layer.op, inputs, _attrs(layer, stage, last), [to], name))
+        op = layer.op if stage.axes or layer.op != "ConvTranspose" else "Conv"
+        made.append(edit.node(model, op, inputs, _attrs(layer, stage, last), [to], name))
         source = to
     return made
 
@@ -49,7 +50,10 @@ def chain(
 def _stored(layer: Layer, stage: Stage) -> Array:
     """The stage's weight in the layout of the layer's own."""
     values = stage.weight.astype(layer.dtype)
-    return np.ascontiguousarray(values if layer.op == "Conv" or _transposed(layer) else values.T)
+    if layer.op == "ConvTranspose" and stage.axes:
+        blocks = values.reshape(stage.group, -1, *values.shape[1:])
+        return np.ascontiguousarray(np.swapaxes(blocks, 1, 2)).reshape(-1, blocks.shape[1], *values.shape[2:])
+    return np.ascontiguousarray(values if layer.op in CONVOLUTIONS or _transposed(layer) else values.T)
 
 
 def _transposed(layer: Layer) -> bool:
@@ -57,7 +61,7 @@ def _transposed(layer: Layer) -> bool:
 
 
 def _attrs(layer: Layer, stage: Stage, last: bool) -> dict[str, Any]:
-    if layer.op == "Conv":
+    if layer.op in CONVOLUTIONS:
         return conv_attrs(layer, stage)
     return _gemm_attrs(layer, last) if layer.op == "Gemm" else {}
 
@@ -77,6 +81,8 @@ def conv_attrs(layer: Layer, stage: Stage) -> dict[str, Any]:
     elif g.auto_pad == "NOTSET":
         begin = [p[0] if o else 0 for p, o in zip(g.pads, own)]
         attrs["pads"] = begin + [p[1] if o else 0 for p, o in zip(g.pads, own)]
+    if g.transposed and stage.axes and any(g.extra):
+        attrs["output_padding"] = [e if o else 0 for e, o in zip(g.extra, own)]
     return attrs
 
 

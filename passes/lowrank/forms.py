@@ -15,6 +15,7 @@ the output.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
@@ -75,9 +76,24 @@ class Form(ABC):
         """The rank at a share of the full one, at least 1 in each direction."""
         return tuple(max(1, round(share * r)) for r in self.full(layer))
 
+    def chain(self, layer: Layer, factors: Sequence[Array]) -> list[Stage]:
+        """The stages, of all groups side by side where the layer has several: factors then lead with the group."""
+        if layer.groups == 1:
+            return self.stages(layer, factors)
+        columns = zip(*(self.stages(part, [f[g] for f in factors]) for g, part in enumerate(layer.parts)))
+        return [
+            Stage(np.concatenate([s.weight for s in c]), c[0].axes, c[0].group * layer.groups)
+            for c in map(list, columns)
+        ]
+
+    def empty(self, layer: Layer, rank: Rank) -> list[Stage]:
+        """The chain at a rank with nothing in its weights, for counting and timing."""
+        lead = () if layer.groups == 1 else (layer.groups,)
+        return self.chain(layer, [np.broadcast_to(np.float32(0), (*lead, *s)) for s in self.shapes(layer, rank)])
+
     def cost(self, layer: Layer, rank: Rank) -> tuple[int, int]:
         """MACs of one run and parameters at a rank."""
-        stages = self.stages(layer, [np.broadcast_to(0.0, s) for s in self.shapes(layer, rank)])
+        stages = self.empty(layer, rank)
         return layer.macs_of(stages), sum(s.weight.size for s in stages)
 
 
@@ -168,46 +184,53 @@ class ChannelIn(Form):
 
 
 class Spatial(Form):
-    """k×1 to r channels, then 1×k."""
+    """k×1 to r channels, then 1×k; of three axes the first, then the other two."""
 
     name = "spatial"
-    first: ClassVar[int] = 0
+
+    def split(self, layer: Layer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The spatial axes of the first and of the second convolution."""
+        return (0,), layer.axes[1:]
 
     def refuse(self, layer: Layer) -> str | None:
-        if layer.rank != 2 or min(layer.kernel) < 2:
-            return f"{self.name} serves 2-D convolutions with both kernel sizes above 1"
+        if layer.rank < 2 or any(math.prod(layer.kernel[a] for a in part) < 2 for part in self.split(layer)):
+            return f"{self.name} serves convolutions with kernels above 1 along both parts of their axes"
         return None
 
     def spec(self, layer: Layer) -> str:
-        return "orj,rci->ocij" if self.first == 0 else "ori,rcj->ocij"
+        one, two = ("".join("ijk"[a] for a in part) for part in self.split(layer))
+        return f"or{two},rc{one}->oc{kernel_letters(layer)}"
 
     def full(self, layer: Layer) -> Rank:
-        one, two = layer.kernel[self.first], layer.kernel[1 - self.first]
+        one, two = (math.prod(layer.kernel[a] for a in part) for part in self.split(layer))
         return (min(layer.inputs * one, layer.outputs * two),)
 
     def shapes(self, layer: Layer, rank: Rank) -> Shapes:
-        one, two = layer.kernel[self.first], layer.kernel[1 - self.first]
-        return (layer.outputs, rank[0], two), (rank[0], layer.inputs, one)
+        one, two = (tuple(layer.kernel[a] for a in part) for part in self.split(layer))
+        return (layer.outputs, rank[0], *two), (rank[0], layer.inputs, *one)
 
     def start(self, layer: Layer, rank: Rank, norm: Norm) -> list[Array]:
         outer, inner = self.shapes(layer, rank)
-        order = (0, 3, 1, 2) if self.first == 0 else (0, 2, 1, 3)
-        matrix = layer.weight.transpose(order).reshape(layer.outputs * outer[2], -1)
-        rows = rowspace(matrix, norm.marginal(layer.unfolded, (0, 1 + self.first)), rank[0])
+        one, two = self.split(layer)
+        order = (0, *(a + 2 for a in two), 1, *(a + 2 for a in one))
+        matrix = layer.weight.transpose(order).reshape(layer.outputs * math.prod(outer[2:]), -1)
+        rows = rowspace(matrix, norm.marginal(layer.unfolded, (0, *(a + 1 for a in one))), rank[0])
         return [np.zeros(outer), rows.reshape(inner)]
 
     def stages(self, layer: Layer, factors: Sequence[Array]) -> list[Stage]:
         outer, inner = factors
-        axis = 2 if self.first == 0 else 3
-        one, two = np.expand_dims(inner, 5 - axis), np.expand_dims(outer, axis)
-        return [Stage(one, (self.first,)), Stage(two, (1 - self.first,))]
+        one, two = self.split(layer)
+        first = np.expand_dims(inner, tuple(a + 2 for a in two))
+        return [Stage(first, one), Stage(np.expand_dims(outer, tuple(a + 2 for a in one)), two)]
 
 
 class SpatialT(Spatial):
-    """1×k to r channels, then k×1."""
+    """1×k to r channels, then k×1; of three axes the last two, then the first."""
 
     name = "spatial_t"
-    first = 1
+
+    def split(self, layer: Layer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return layer.axes[1:], (0,)
 
 
 class Separable(Form):

@@ -1,14 +1,14 @@
 """A layer as the splits see it: a weight (outputs, inputs, *kernel), its geometry, and where its bias lives.
 
-`read` turns a Conv, MatMul or Gemm into this normal form, or says why it may not be split. A `Stage` is one layer of
-the chain that replaces it.
+`read` turns a Conv, ConvTranspose, MatMul or Gemm into this normal form, or says why it may not be split. A `Stage` is
+one layer of the chain that replaces it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -18,7 +18,8 @@ import onnx_graphsurgeon as gs
 from ...ir import Model, edit, ops
 from .norm import Array
 
-SERVED = ("Conv", "MatMul", "Gemm")
+SERVED = ("Conv", "ConvTranspose", "MatMul", "Gemm")
+CONVOLUTIONS = ("Conv", "ConvTranspose")
 SMALLEST = 16  # below so many inputs or outputs a second layer costs more than it saves
 
 
@@ -37,12 +38,17 @@ class Stage:
 
 @dataclass(frozen=True)
 class Geometry:
-    """Strides and dilations by spatial axis, pads (begin, end) by spatial axis, and `auto_pad`."""
+    """Strides and dilations by spatial axis, pads (begin, end) by spatial axis, and `auto_pad`.
+
+    transposed: of a ConvTranspose, with `extra` its output padding by spatial axis.
+    """
 
     strides: tuple[int, ...] = ()
     dilations: tuple[int, ...] = ()
     pads: tuple[tuple[int, int], ...] = ()
     auto_pad: str = "NOTSET"
+    transposed: bool = False
+    extra: tuple[int, ...] = ()
 
     def output(self, size: Sequence[int], kernel: Sequence[int], axes: Sequence[int]) -> tuple[int, ...]:
         """Spatial sizes behind a stage that carries `axes`."""
@@ -50,6 +56,10 @@ class Geometry:
 
     def _along(self, axis: int, size: int, kernel: int) -> int:
         stride = self.strides[axis]
+        if self.transposed:
+            return (
+                (size - 1) * stride + self.dilations[axis] * (kernel - 1) + 1 + self.extra[axis] - sum(self.pads[axis])
+            )
         if self.auto_pad.startswith("SAME"):
             return -(-size // stride)
         pads = (0, 0) if self.auto_pad == "VALID" else self.pads[axis]
@@ -60,8 +70,9 @@ class Geometry:
 class Layer:
     """A layer that may be split.
 
-    weight: (O, C, *kernel) in float64 with `alpha` of a Gemm multiplied in. bias: (O,) or None. adjustable: the mean
-    of the error can be folded into a bias (`slot` says which Add holds it for a MatMul). size: shape of the input.
+    weight: (O, C, *kernel) in float64 with `alpha` of a Gemm multiplied in; of the first group where there are several:
+    `stack` (G, O, C, *kernel) then holds them all, and sizes are those of one group. bias: (G·O,) or None. adjustable:
+    the mean of the error can be folded into a bias (`slot` says which Add holds it for a MatMul). size: of the input.
     """
 
     node: gs.Node
@@ -73,6 +84,22 @@ class Layer:
     dtype: Any
     geometry: Geometry = Geometry()
     slot: gs.Node | None = None
+    stack: Array | None = None
+
+    @property
+    def groups(self) -> int:
+        """How many layers stand side by side."""
+        return 1 if self.stack is None else len(self.stack)
+
+    @property
+    def parts(self) -> list[Layer]:
+        """Its groups as layers of their own; itself where there is one."""
+        return [self] if self.stack is None else [replace(self, weight=w, stack=None) for w in self.stack]
+
+    @property
+    def params(self) -> int:
+        """Elements of the weight, all groups."""
+        return self.groups * self.weight.size
 
     @property
     def outputs(self) -> int:
@@ -119,12 +146,12 @@ class Layer:
 
     def macs_of(self, stages: Sequence[Stage]) -> int:
         """Multiply-accumulates of a chain at this layer's input size."""
-        if self.op != "Conv":
+        if self.op not in CONVOLUTIONS:
             return math.prod(self.size) // self.inputs * sum(s.weight.size for s in stages)
         total, size = 0, self.size[2:]
         for stage in stages:
-            size = self.geometry.output(size, stage.weight.shape[2:], stage.axes)
-            total += self.size[0] * math.prod(size) * stage.weight.size
+            before, size = size, self.geometry.output(size, stage.weight.shape[2:], stage.axes)
+            total += self.size[0] * math.prod(before if self.geometry.transposed else size) * stage.weight.size
         return total
 
     @property
@@ -135,7 +162,9 @@ class Layer:
     @property
     def whole(self) -> Stage:
         """The layer as a chain of one."""
-        return Stage(self.weight, self.axes)
+        if self.stack is None:
+            return Stage(self.weight, self.axes)
+        return Stage(self.stack.reshape(-1, *self.weight.shape[1:]), self.axes, self.groups)
 
 
 def candidates(model: Model) -> list[gs.Node]:
@@ -155,21 +184,35 @@ def refusal(node: gs.Node) -> str | None:
         return "the weight is shared by several nodes"
     if np.dtype(tensor.dtype) not in (np.dtype(np.float32), np.dtype(np.float64)):
         return f"the weight is {np.dtype(tensor.dtype).name}, not float32"
-    if place.groups > 1:
-        return "depthwise" if tensor.shape[place.in_axis] == 1 else "grouped convolution"
+    if place.groups > 1 and 1 in (_inputs(tensor, place), _outputs(tensor, place)):
+        return "depthwise"
+    if node.op == "ConvTranspose" and (
+        _text(node.attrs.get("auto_pad", "NOTSET")) != "NOTSET" or "output_shape" in node.attrs
+    ):
+        return "ConvTranspose with auto_pad or output_shape"
     if node.op == "MatMul" and len(tensor.shape) != 2:
         return "the weight is a stack of matrices"
     if node.op == "Gemm" and node.attrs.get("transA", 0):
         return "Gemm with transA"
-    if min(tensor.shape[place.out_axis], tensor.shape[place.in_axis]) < SMALLEST:
-        return f"fewer than {SMALLEST} inputs or outputs"
+    if min(_inputs(tensor, place), _outputs(tensor, place)) < SMALLEST:
+        return f"fewer than {SMALLEST} inputs or outputs" + (" a group" if place.groups > 1 else "")
     return None
+
+
+def _inputs(tensor: gs.Constant, place: ops.Weight) -> int:
+    """Inputs of one group."""
+    return int(tensor.shape[place.in_axis]) // (place.groups if place.transposed else 1)
+
+
+def _outputs(tensor: gs.Constant, place: ops.Weight) -> int:
+    """Outputs of one group."""
+    return int(tensor.shape[place.out_axis]) // (1 if place.transposed else place.groups)
 
 
 def read(node: gs.Node, size: Sequence[int]) -> Layer:
     """The normal form of a node that `refusal` has passed; `size` is the shape of its input."""
     size = tuple(int(d) for d in size)
-    if node.op == "Conv":
+    if node.op in CONVOLUTIONS:
         return _conv(node, size)
     return _gemm(node, size) if node.op == "Gemm" else _matmul(node, size)
 
@@ -177,17 +220,23 @@ def read(node: gs.Node, size: Sequence[int]) -> Layer:
 def _conv(node: gs.Node, size: tuple[int, ...]) -> Layer:
     weight = edit.const(node, 1)
     assert weight is not None  # refusal() has seen it
-    rank = weight.ndim - 2
+    rank, groups, transposed = weight.ndim - 2, int(node.attrs.get("group", 1)), node.op == "ConvTranspose"
     pads = [int(p) for p in node.attrs.get("pads") or [0] * (2 * rank)]
     geometry = Geometry(
         tuple(int(s) for s in node.attrs.get("strides") or [1] * rank),
         tuple(int(d) for d in node.attrs.get("dilations") or [1] * rank),
         tuple(zip(pads[:rank], pads[rank:])),
         _text(node.attrs.get("auto_pad", "NOTSET")),
+        transposed,
+        tuple(int(e) for e in node.attrs.get("output_padding") or [0] * rank),
     )
     bias = edit.const(node, 2)
-    adjustable = edit.get(node, 2) is None or bias is not None
-    return Layer(node, "Conv", weight.astype(np.float64), bias, adjustable, size, weight.dtype, geometry)
+    # a transposed convolution's mean output depends on the position: no one constant takes its error over
+    adjustable = not transposed and (edit.get(node, 2) is None or bias is not None)
+    stack = weight.astype(np.float64).reshape(groups, -1, *weight.shape[1:])
+    stack = np.swapaxes(stack, 1, 2) if transposed else stack
+    grouped = stack if groups > 1 else None
+    return Layer(node, node.op, stack[0], bias, adjustable, size, weight.dtype, geometry, stack=grouped)
 
 
 def _gemm(node: gs.Node, size: tuple[int, ...]) -> Layer:

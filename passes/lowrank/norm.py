@@ -117,6 +117,11 @@ class Norm:
             dense = flat.T @ flat / count
         return Norm(width, self.diagonal, dense=dense)
 
+    def repeated(self, times: int) -> Norm:
+        """The norm of each entry of x taken so many times over, all alike and apart: M ⊗ I / times."""
+        core = None if self.dense is None else np.kron(self.dense, np.eye(times)) / times
+        return Norm(self.width * times, self.diagonal / times, dense=core)
+
     @cached_property
     def cholesky(self) -> Array:
         """Lower triangular L (D, D) with M = L Lᵀ."""

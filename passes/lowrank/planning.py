@@ -17,7 +17,7 @@ from ...runtime import latency, probe
 from ...runtime.session import Session
 from ..base import Context
 from ..pace import samples
-from . import choose, fit, ranks, search
+from . import choose, groups, ranks, search
 from .assemble import assemble
 from .choose import Option, Step
 from .clock import Clock
@@ -93,8 +93,8 @@ def make(model: Model, ctx: Context, options: LowRank, forms: Sequence[Form]) ->
             ready.append(layer)
     demand = _demand(ctx, options, Worth.towards(options.goal, totals))
     table = norms(model, ready, ctx) if ready else iter(())
-    for layer, norm in ctx.progress(table, "low rank", len(ready)):
-        found[layer.node.name] = _layer(layer, norm, forms, demand, options, ctx.target.channel_multiple)
+    for layer, parts in ctx.progress(table, "low rank", len(ready)):
+        found[layer.node.name] = _layer(layer, parts, forms, demand, options, ctx.target.channel_multiple)
     found = _weigh(model, found, ctx)
     hulls = {name: [s.option for s in f.splits] for name, f in found.items() if f.splits}
     plan = Plan(found, tuple(choose.order(hulls)), "", totals.macs, samples(model, sizes))
@@ -151,11 +151,11 @@ def _demand(ctx: Context, options: LowRank, worth: Worth) -> search.Demand:
 
 
 def _layer(
-    layer: Layer, norm: Norm, forms: Sequence[Form], demand: search.Demand, options: LowRank, multiple: int
+    layer: Layer, norms: Sequence[Norm], forms: Sequence[Form], demand: search.Demand, options: LowRank, multiple: int
 ) -> Found:
     """The hull of one layer with its factors."""
-    tried = search.trials(layer, norm, forms, _picker(layer, norm, demand, options, multiple))
-    about = Found(size=layer.size, macs=layer.macs, params=layer.weight.size)
+    tried = groups.trials(layer, norms, forms, _picker(layer, norms[0], demand, options, multiple))
+    about = Found(size=layer.size, macs=layer.macs, params=layer.params)
     if not tried:
         return replace(about, reason="no form serves it")
     hull, ms = search.survey(layer, tried, demand)
@@ -163,7 +163,7 @@ def _layer(
         return replace(about, ms=ms, reason=_why(layer, tried, demand, ms))
     hull = [_best(hull, options)] if options.ranked else choose.thinned(hull, OPTIONS)
     table = {(t.form.name, t.rank): t for t in tried}
-    splits = tuple(_split(layer, norm, table[o.form, o.rank], o) for o in hull)
+    splits = tuple(_split(layer, norms, table[o.form, o.rank], o) for o in hull)
     return replace(about, ms=ms, splits=splits)
 
 
@@ -186,15 +186,12 @@ def _best(hull: Sequence[Option], options: LowRank) -> Option:
     return min(hull, key=lambda o: (o.error, -o.saved))
 
 
-def _split(layer: Layer, norm: Norm, trial: search.Trial, option: Option) -> Split:
-    form = trial.form
-    found = search.factors(form, layer, norm, option.rank, trial.sketch)
-    approximation = fit.compose(form.spec(layer), found)
-    error = fit.error(layer.weight, approximation, norm)
-    delta = layer.flat - approximation.reshape(layer.outputs, -1)
-    shift = delta @ norm.mean if norm.mean is not None else None
+def _split(layer: Layer, norms: Sequence[Norm], trial: search.Trial, option: Option) -> Split:
+    found = groups.factors(layer, norms, trial)
+    lost = groups.missing(layer, trial.form, found)
+    error = groups.error(layer, lost, norms)
     single = tuple(f.astype(layer.dtype) for f in found)
-    return Split(form, replace(option, error=error, damage=error), single, shift)
+    return Split(trial.form, replace(option, error=error, damage=error), single, groups.shift(lost, norms))
 
 
 def _why(layer: Layer, tried: Sequence[search.Trial], demand: search.Demand, ms: float | None) -> str:

@@ -134,7 +134,7 @@ def survey(layer: Layer, tried: Sequence[Trial], demand: Demand) -> tuple[list[O
 
 def stages(trial: Trial, layer: Layer) -> list[Stage]:
     """The chain of an option with nothing in its weights, for the clock."""
-    return trial.form.stages(layer, [np.zeros(s, np.float32) for s in trial.form.shapes(layer, trial.rank)])
+    return trial.form.empty(layer, trial.rank)
 
 
 def _learn(trial: Trial, fair: Sequence[Trial], ratio: dict[int, float], measured: dict[int, float], macs: int) -> None:
@@ -147,7 +147,7 @@ def _learn(trial: Trial, fair: Sequence[Trial], ratio: dict[int, float], measure
 
 def _option(t: Trial, layer: Layer, demand: Demand, base: float, ratio: float) -> Option:
     """An option that takes `ratio` of the layer's `base` ms; worth nothing where that saves less than the demand."""
-    fewer = layer.macs - t.macs, layer.weight.size - t.params
+    fewer = layer.macs - t.macs, layer.params - t.params
     worth = demand.worth.of(base * (1 - ratio), *fewer) if 1 - ratio >= demand.gain else 0.0
     return Option(t.form.name, t.rank, t.error, worth, t.macs, t.params, ms=base * ratio, damage=t.error)
 

@@ -38,7 +38,7 @@ def sensitivities(model: Model, found: Mapping[str, Found], ctx: Context) -> dic
         trial = model.copy()
         node = next(n for n in trial.graph.nodes if n.name == name)
         layer = read(node, row.size)
-        emit.put(trial, layer, split.form.stages(layer, split.factors), split.shift, split.form.name)
+        emit.put(trial, layer, split.form.chain(layer, split.factors), split.shift, split.form.name)
         order.sort(trial)
         moved = change(reference, outputs(trial, feeds, ctx.workers))
         out[name] = max(moved / max(split.option.error, 1e-12), FLOOR)

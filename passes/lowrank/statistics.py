@@ -6,18 +6,19 @@ from collections.abc import Iterator, Sequence
 
 from ...ir import Model
 from ...runtime import moments
+from ...runtime.moments import Moment
 from ..base import Context
 from .layer import Layer
 from .norm import Norm
 
 
-def norms(model: Model, layers: Sequence[Layer], ctx: Context) -> Iterator[tuple[Layer, Norm]]:
-    """(layer, norm of its input) in the order of the graph; one wave of moments is alive at a time.
+def norms(model: Model, layers: Sequence[Layer], ctx: Context) -> Iterator[tuple[Layer, list[Norm]]]:
+    """(layer, norm of each group's input) in the order of the graph; one wave of moments is alive at a time.
 
     Without real data every norm is the identity: the plain decomposition of the weights.
     """
     if ctx.source == "random":
-        yield from ((layer, Norm.identity(layer.width)) for layer in layers)
+        yield from ((layer, [Norm.identity(layer.width)] * layer.groups) for layer in layers)
         return
     by_name = {layer.node.name: layer for layer in layers}
     found = moments.stream(
@@ -30,6 +31,24 @@ def norms(model: Model, layers: Sequence[Layer], ctx: Context) -> Iterator[tuple
         progress=ctx.progress,
     )
     for name, moment in found:
-        layer = by_name[name]
-        thin, second = moment.factor, None if moment.factor is not None else moment.second
-        yield layer, Norm.of(moment.mean, moment.samples, second=second, thin=thin, centre=layer.adjustable)
+        yield by_name[name], [_norm(by_name[name], part) for part in _groups(moment)]
+
+
+def _groups(moment: Moment) -> list[Moment]:
+    """One moment a group."""
+    if moment.mean.ndim == 1:
+        return [moment]
+    return [
+        Moment(
+            mean, None if moment.H is None else moment.H[g], None if moment.X is None else moment.X[g], moment.samples
+        )
+        for g, mean in enumerate(moment.mean)
+    ]
+
+
+def _norm(layer: Layer, moment: Moment) -> Norm:
+    """Of the unfolded input; a transposed convolution unfolds its output, and its taps all see the same inputs."""
+    if layer.op == "ConvTranspose":
+        return Norm.of(moment.mean, moment.samples, second=moment.second, centre=False).repeated(layer.taps)
+    thin, second = moment.factor, None if moment.factor is not None else moment.second
+    return Norm.of(moment.mean, moment.samples, second=second, thin=thin, centre=layer.adjustable)

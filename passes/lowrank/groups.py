@@ -1,0 +1,60 @@
+"""Layers of several groups: each is a small layer of its own, and all are split in the same form at one rank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from . import fit, search
+from .forms import Form, Rank
+from .layer import Layer
+from .norm import Array, Norm
+from .search import Trial
+
+
+def trials(
+    layer: Layer, norms: Sequence[Norm], forms: Sequence[Form], pick: Callable[[Form], Sequence[Rank]]
+) -> list[Trial]:
+    """`search.trials` over all groups: errors weighed by the energy of each group's output, costs of the whole."""
+    if layer.groups == 1:
+        return search.trials(layer, norms[0], forms, pick)
+    energies = np.array([n.inner_energy(p.flat) for p, n in zip(layer.parts, norms)])
+    shares = energies / (energies.sum() or 1.0)
+    columns = zip(*(search.trials(p, n, forms, pick) for p, n in zip(layer.parts, norms)))
+    found = []
+    for column in map(list, columns):
+        first = column[0]
+        error = float(sum(s * t.error for s, t in zip(shares, column)))
+        macs, params = first.form.cost(layer, first.rank)
+        found.append(replace(first, error=error, macs=macs, params=params, sketch=()))
+    return found
+
+
+def factors(layer: Layer, norms: Sequence[Norm], trial: Trial) -> list[Array]:
+    """Factors of an option, [group, ...] where there are several groups."""
+    form, rank = trial.form, trial.rank
+    if layer.groups == 1:
+        return search.factors(form, layer, norms[0], rank, trial.sketch)
+    each = [search.factors(form, p, n, rank) for p, n in zip(layer.parts, norms)]
+    return [np.stack(column) for column in zip(*each)]
+
+
+def missing(layer: Layer, form: Form, found: Sequence[Array]) -> list[Array]:
+    """What the factors lack of each group's weight, (O, C·taps)."""
+    each = [found] if layer.groups == 1 else [[f[g] for f in found] for g in range(layer.groups)]
+    spec = form.spec(layer)
+    return [p.flat - fit.compose(spec, f).reshape(p.outputs, -1) for p, f in zip(layer.parts, each)]
+
+
+def error(layer: Layer, lost: Sequence[Array], norms: Sequence[Norm]) -> float:
+    """Relative output error of what is `missing`, all groups; 0 for a layer whose output is constant."""
+    total = sum(n.energy(p.flat) for p, n in zip(layer.parts, norms))
+    return sum(n.energy(d) for d, n in zip(lost, norms)) / total if total > 0 else 0.0
+
+
+def shift(lost: Sequence[Array], norms: Sequence[Norm]) -> Array | None:
+    """What the bias takes over of the mean error, (G·O,); None where it may not."""
+    moved = [d @ n.mean for d, n in zip(lost, norms) if n.mean is not None]
+    return np.concatenate(moved) if moved else None
