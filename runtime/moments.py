@@ -161,12 +161,16 @@ def stream(
     memory_mb: int = 512,
     seed: int = 0,
     max_rows_per_feed: int | None = None,
+    keep_rows: bool = False,
     threads: int = 1,
     progress: Progress | None = None,
 ) -> Iterator[tuple[str, Moment]]:
-    """(node name, Moment), wave by wave in the order of the graph; see `collect`."""
+    """(node name, Moment), wave by wave in the order of the graph; see `collect`.
+
+    keep_rows: keep the rows themselves (`Moment.X`, feed after feed) whatever their number.
+    """
     budget = max(1, memory_mb << 20) // 2
-    layers = _layers(model, nodes, len(feeds), budget, max_rows_per_feed)
+    layers = _layers(model, nodes, len(feeds), budget, max_rows_per_feed, keep_rows)
     for wave in _waves(layers, probe.sizes(model, feeds.first(), _sources(layers)), budget):
         sums = {layer.name: _Accumulator(layer.geo, layer.thin) for layer in wave}
         tap = Tap(model, _sources(wave), threads=threads)
@@ -211,7 +215,9 @@ def collect(
     return {n: found[n] for n in nodes}
 
 
-def _layers(model: Model, nodes: Sequence[str], feeds: int, budget: int, most: int | None) -> list[_Layer]:
+def _layers(
+    model: Model, nodes: Sequence[str], feeds: int, budget: int, most: int | None, keep_rows: bool
+) -> list[_Layer]:
     wanted, layers = set(nodes), []
     for node in model.graph.nodes:
         if node.name in wanted:
@@ -219,7 +225,7 @@ def _layers(model: Model, nodes: Sequence[str], feeds: int, budget: int, most: i
             each, thin = rows_per_feed(geo, feeds, budget)
             each = each if most is None else (min(most, each) if thin else most)
             # Rows are kept while there are fewer of them than columns: the factor is then smaller than H.
-            thin = thin or each * feeds < geo.width
+            thin = thin or keep_rows or each * feeds < geo.width
             size = geo.groups * geo.width * (4 * each * feeds if thin else 8 * geo.width + 4 * BLOCK)
             layers.append(_Layer(node.name, geo, node.inputs[0].name, each, thin, size))
     missing = wanted - {layer.name for layer in layers}

@@ -47,12 +47,20 @@ def refit(spec: str, factors: Sequence[Array], weight: Array, norm: Norm) -> lis
     crossed = norm.apply(t)
     gram = crossed @ t.T
     target = weight.reshape(len(weight), -1) @ crossed.T
+    return with_first(spec, factors, _solve(gram, target.T).T)
+
+
+def first(spec: str, factors: Sequence[Array]) -> Array:
+    """The first factor as a matrix (O, q) that multiplies `basis`."""
     head, _, _ = _parts(spec)
-    solved = _solve(gram, target.T).T
+    return np.moveaxis(factors[0], head.index("o"), 0).reshape(factors[0].shape[head.index("o")], -1)
+
+
+def with_first(spec: str, factors: Sequence[Array], matrix: Array) -> list[Array]:
+    """The factors with the first one taken from such a matrix."""
+    head, _, _ = _parts(spec)
     sizes = [factors[0].shape[head.index(c)] for c in head if c != "o"]
-    first = solved.reshape(len(weight), *sizes)
-    order = ["o", *[c for c in head if c != "o"]]
-    return [np.transpose(first, [order.index(c) for c in head]), *factors[1:]]
+    return [np.moveaxis(matrix.reshape(len(matrix), *sizes), 0, head.index("o")), *factors[1:]]
 
 
 def cut(spec: str, factors: Sequence[Array], sizes: dict[str, int]) -> list[Array]:

@@ -60,7 +60,10 @@ class LowRank(LossyPass):
         default=0.08,
         metadata={"help": "share of a layer's time that a split must save; negative: MACs decide, nothing is timed"},
     )
-
+    relu: bool = field(
+        default=True,
+        metadata={"help": "fit to what comes behind a ReLU; kept, layer by layer, where unseen rows gain"},
+    )
     refit: bool = field(
         default=False,
         metadata={
@@ -133,6 +136,8 @@ def _row(name: str, found: planning.Found, split: Split, samples: int) -> dict[s
         "form": split.form.name,
         "rank": list(split.option.rank),
         "error": split.option.error,
+        "error_unseen": split.unseen,
+        "error_behind_relu": None if split.behind is None else list(split.behind),
         "damage": split.option.damage,
         "macs_before": found.macs // samples,
         "macs_after": split.option.macs // samples,

@@ -17,7 +17,7 @@ from ...runtime import latency, probe
 from ...runtime.session import Session
 from ..base import Context
 from ..pace import samples
-from . import choose, groups, ranks, search
+from . import choose, groups, ranks, relu, search
 from .assemble import assemble
 from .choose import Option, Step
 from .clock import Clock
@@ -39,12 +39,18 @@ OPTIONS = 6  # along one layer's hull, at most: each has to be fitted
 
 @dataclass(frozen=True)
 class Split:
-    """An option with its factors; shift (O,): what the bias takes over of the mean error, or None."""
+    """An option with its factors.
+
+    shift: (O,) what the bias takes over of the mean error, or None. unseen: relative output MSE on the check feeds.
+    behind: error behind the ReLU on held-out rows before and after the fit that knows of it, where that was kept.
+    """
 
     form: Form
     option: Option
     factors: tuple[Array, ...]
     shift: Array | None
+    unseen: float | None = None
+    behind: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,11 @@ def make(model: Model, ctx: Context, options: LowRank, forms: Sequence[Form]) ->
     plan = Plan(found, tuple(choose.order(hulls)), "", totals.macs, samples(model, sizes))
     if not hulls:
         return replace(plan, reason="nothing pays here" if found else "")
-    return _within(plan, model, hulls, options.goal, totals, ctx) if options.goal.given else plan
+    plan = _within(plan, model, hulls, options.goal, totals, ctx) if options.goal.given else plan
+    wanted: dict[str, list[int]] = {}
+    for step in plan.steps:
+        wanted.setdefault(step.layer, []).append(step.index)
+    return replace(plan, layers=relu.refine(model, plan.layers, wanted, options.relu, ctx))
 
 
 def _totals(model: Model, sizes: Mapping[str, tuple[int, ...]], ctx: Context, goal: Goal) -> Totals:
