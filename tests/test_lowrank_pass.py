@@ -7,17 +7,21 @@ import importlib
 import itertools
 import pathlib
 import re
+import tempfile
 
 import numpy as np
 import onnx_graphsurgeon as gs
+import onnxruntime as ort
 import pytest
 from onnxslim_opt.ir import edit
 from onnxslim_opt.ir.errors import OptionError
 from onnxslim_opt.passes.base import Context
 from onnxslim_opt.passes.lowrank import LowRank, assemble, choose, planning
 from onnxslim_opt.passes.lowrank.choose import Option
-from onnxslim_opt.passes.lowrank.clock import Clock
+from onnxslim_opt.passes.lowrank.clock import Clock, alone
+from onnxslim_opt.passes.lowrank.integers import quantized
 from onnxslim_opt.passes.lowrank.layer import read
+from onnxslim_opt.passes.lowrank.lowrank import FORMS
 from onnxslim_opt.passes.lowrank.refit import Done, by_level
 from onnxslim_opt.passes.target import Target
 from onnxslim_opt.runtime import Reference, Session, Timings, latency, resolve
@@ -247,12 +251,38 @@ def test_nothing_is_split_that_saves_no_time(monkeypatch):
     assert any("nothing pays here" in n for n in notes)
 
 
-def test_a_gain_too_small_for_int8_is_refused_when_quant_follows(monkeypatch):
-    model = mlp()
-    monkeypatch.setattr(latency, "time_models", lambda models, *a, **k: [1.0, 0.85])
+def test_what_loses_in_integers_is_refused_when_quant_follows(monkeypatch):
+    model, seen = mlp(), []
+
+    def time_models(models, **options):
+        ops = {n.op for m in models for n in ir.from_bytes(m).graph.nodes}
+        seen.append("QuantizeLinear" in ops)
+        return [0.3, 0.29] if "QuantizeLinear" in ops else [1.0, 0.6]
+
+    monkeypatch.setattr(latency, "time_models", time_models)
     feeds = random_feeds(model, (2, 16, 256))
     assert LowRank(rank=32).run(model.copy(), context(model, feeds)).changed
+    assert not any(seen)
     assert not LowRank(rank=32).run(model.copy(), context(model, feeds, follows=("quant",))).changed
+    assert any(seen)
+
+
+@pytest.mark.parametrize("form", ["svd", "channel", "spatial", "separable"])
+def test_integer_twins_run_on_integers_from_end_to_end(form):
+    """ONNX Runtime must fuse every link into an integer kernel, or the timing would be of something else."""
+    weight = (64, 64, 1, 1) if form == "svd" else (64, 64, 3, 3)
+    layer = read(gs_conv(weight), (1, 64, 8, 8))
+    rank = FORMS[form].scaled(layer, 0.3)
+    for stages in ([layer.whole], FORMS[form].empty(layer, rank)):
+        twin = quantized(alone(layer, stages), Target.detect())
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        with tempfile.TemporaryDirectory() as folder:
+            options.optimized_model_filepath = f"{folder}/m.onnx"
+            session = ort.InferenceSession(ir.to_bytes(twin), options, providers=["CPUExecutionProvider"])
+            kinds = [n.op for n in ir.load(f"{folder}/m.onnx").graph.nodes]
+        assert session.get_outputs()[0].type == session.get_inputs()[0].type == "tensor(uint8)"
+        assert kinds.count("QLinearConv") == len(stages) and not {"Conv", "QuantizeLinear"} & set(kinds)
 
 
 def test_energy_is_kept():

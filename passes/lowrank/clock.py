@@ -18,7 +18,9 @@ from ... import ir
 from ...ir import Model, edit
 from ...ir.model import Header
 from ...runtime import latency
+from ..target import Target
 from . import emit
+from .integers import quantized
 from .layer import Layer, Stage
 
 SECONDS = 0.1  # for one pair; the median of pairwise ratios settles sooner where the machine is quiet
@@ -31,33 +33,47 @@ OPSET, IR_VERSION = 13, 8  # Conv, MatMul and Gemm have not changed since
 class Clock:
     """Times chains with `threads` threads; every timing goes through `timings`.
 
+    integers: the target, where INT8 follows: a chain then has to pay in float and in integers.
     known: what was asked before, by shapes: layers of a network are much alike, and to build their models only to find
     their timings again would take as long as to time them. whole: the layers by themselves, as bytes.
     """
 
     threads: int
     timings: Any
+    integers: Target | None = None
     known: dict[Any, tuple[float, float]] = field(default_factory=dict)
     whole: dict[Any, bytes] = field(default_factory=dict)
 
     def pair(self, layer: Layer, stages: Sequence[Stage]) -> tuple[float, float]:
-        """(layer, chain) in milliseconds a run, in pairs."""
+        """(layer, chain) in milliseconds a run, in pairs; in the precision in which the chain saves less."""
         layer, times = _fewer(layer)
-        shape = _shape(layer)
-        key = (shape, tuple((s.weight.shape, s.axes, s.group) for s in stages))
+        key = (_shape(layer), tuple((s.weight.shape, s.axes, s.group) for s in stages))
         if key not in self.known:
-            if shape not in self.whole:
-                self.whole[shape] = ir.to_bytes(alone(layer, [layer.whole]))
-            slow = layer.macs > SLOW_MACS
-            before, after = latency.time_models(
-                [self.whole[shape], ir.to_bytes(alone(layer, stages))],
-                threads=self.threads,
-                timings=self.timings,
-                seconds=SECONDS,
-                min_runs=3 if slow else 7,
-            )
-            self.known[key] = before, after
+            found = [self._time(layer, stages, None)]
+            if self.integers is not None and layer.op in self.integers.linear and np.dtype(layer.dtype) == np.float32:
+                found.append(self._time(layer, stages, self.integers))
+            slowest = max(after / before for before, after in found)
+            self.known[key] = found[-1][0], found[-1][0] * slowest
         return self.known[key][0] * times, self.known[key][1] * times
+
+    def _time(self, layer: Layer, stages: Sequence[Stage], integers: Target | None) -> tuple[float, float]:
+        shape = _shape(layer), integers is None
+        if shape not in self.whole:
+            self.whole[shape] = _bytes(layer, [layer.whole], integers)
+        slow = layer.macs > SLOW_MACS
+        before, after = latency.time_models(
+            [self.whole[shape], _bytes(layer, stages, integers)],
+            threads=self.threads,
+            timings=self.timings,
+            seconds=SECONDS,
+            min_runs=3 if slow else 7,
+        )
+        return before, after
+
+
+def _bytes(layer: Layer, stages: Sequence[Stage], integers: Target | None) -> bytes:
+    model = alone(layer, stages)
+    return ir.to_bytes(model if integers is None else quantized(model, integers))
 
 
 def _fewer(layer: Layer) -> tuple[Layer, float]:

@@ -32,8 +32,7 @@ if TYPE_CHECKING:
     from .lowrank import LowRank
 
 SMALL_SHARE = 0.002  # of the model's MACs: a layer below it cannot repay the call of another node
-QUANT_GAIN, QUANT_MACS = 0.25, 0.6  # a split must be this clear in float to survive the int8 that follows
-FLOAT_MACS = 0.95
+MOST_MACS = 0.95
 OPTIONS = 6  # along one layer's hull, at most: each has to be fitted
 
 
@@ -149,15 +148,10 @@ def _small(layer: Layer, total: int, options: LowRank) -> str | None:
 
 
 def _demand(ctx: Context, options: LowRank, worth: Worth) -> search.Demand:
-    quantized = "quant" in ctx.follows
-    clock = Clock(ctx.threads, ctx.timings).pair if options.min_gain >= 0 else None
-    return search.Demand(
-        max(options.min_gain, QUANT_GAIN) if quantized and clock else max(options.min_gain, 0.0),
-        QUANT_MACS if quantized else FLOAT_MACS,
-        np.inf if options.explicit else search.WORST,
-        clock,
-        worth,
-    )
+    integers = ctx.target if "quant" in ctx.follows else None
+    clock = Clock(ctx.threads, ctx.timings, integers).pair if options.min_gain >= 0 else None
+    worst = np.inf if options.explicit else search.WORST
+    return search.Demand(max(options.min_gain, 0.0), MOST_MACS, worst, clock, worth)
 
 
 def _layer(
