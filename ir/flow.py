@@ -32,30 +32,41 @@ class Origin:
 
 @dataclass(frozen=True)
 class Product:
-    """A node that contracts: its data input, weight input (-1: two activations), and the labels that size it.
+    """A node that contracts two of its inputs, and the labels that size it.
 
-    `contracted`: the axis of the data input that is summed. `sized`: labels of every axis that its MACs multiply.
+    operands: positions of the two inputs, a weight last. axes: the axis of each that is summed. constant: whether the
+    second is a weight (or both are activations). inner: labels of the summed axis. sized: labels of every axis that its
+    MACs multiply. share: of the node's MACs that these are (a recurrent node has two products).
     """
 
     node: str
-    data: int
-    weight: int
-    contracted: int
+    operands: tuple[int, int]
+    axes: tuple[int, int]
+    constant: bool
     inner: Cells | None
     sized: tuple[Cells, ...]
+    share: float = 1.0
+
+    @property
+    def weight(self) -> int:
+        """Position of the weight; -1 where two activations meet."""
+        return self.operands[1] if self.constant else -1
 
 
 @dataclass
 class Flow:
     """Labels of every tensor of a model, and what follows from them.
 
-    sizes: concrete shape by tensor name. keep: nodes whose dimensions must stay (`--exclude`).
+    sizes: concrete shape by tensor name. again: the same with every dynamic size another one: what is the same in both
+    is a constant, though shape inference may not see it. keep: nodes whose dimensions must stay (`--exclude`). norms:
+    "allow" lets channels leave what a normalisation takes its statistics over.
     """
 
     model: Model
     sizes: Mapping[str, Sequence[int]]
     keep: Callable[[gs.Node], bool] = lambda node: False
     norms: str = "pin"
+    again: Mapping[str, Sequence[int]] = field(default_factory=dict)
     atoms: Atoms = field(default_factory=Atoms)
     labels: dict[str, list[Cells | None]] = field(default_factory=dict)
     cuts: list[Cut] = field(default_factory=list)
@@ -107,9 +118,12 @@ class Flow:
         return len(self.size(tensor))
 
     def static(self, tensor: Any, axis: int) -> bool:
-        """Whether the model itself says this size, so that a literal may repeat it."""
+        """Whether this size is a constant of the model, so that a literal may repeat it."""
         shape = tensor.shape
-        return shape is not None and axis < len(shape) and isinstance(shape[axis], (int, np.integer))
+        if shape is not None and axis < len(shape) and isinstance(shape[axis], (int, np.integer)):
+            return True
+        size, other = self.size(tensor), self.again.get(tensor.name, ())
+        return axis < len(size) == len(other) and size[axis] == other[axis]
 
     def of(self, tensor: Any) -> list[Cells | None]:
         """Labels of a tensor by axis (None: this axis stays), as primitive free atoms."""
@@ -157,12 +171,27 @@ class Flow:
         """These atoms began at an output axis of this input: they are channels that may go."""
         self.origins.append(Origin(node.name, index, axis, cells))
 
+    def grid(self, node: gs.Node, cells: Cells | None, groups: int) -> tuple[Cells | None, Cells | None]:
+        """Channels as a grid of groups × positions: labels of the groups, labels of the positions."""
+        if cells is None or groups == 1:
+            return None, cells
+        shaped = cells.reshape(groups, len(cells) // groups, -1)
+        rows, columns = self.atoms.factor(shaped, f"the input of '{node.name}'")
+        return rows, columns
+
     def product(
-        self, node: gs.Node, data: int, weight: int, axis: int, inner: Cells | None, *sized: Cells | None
+        self,
+        node: gs.Node,
+        operands: tuple[int, int],
+        axes: tuple[int, int],
+        inner: Cells | None,
+        *sized: Cells | None,
+        share: float = 1.0,
     ) -> None:
-        """This node contracts `axis` of input `data` with input `weight`; `sized` are its other labelled axes."""
+        """This node contracts one axis of each of two inputs; `sized` are its other labelled axes."""
         every = tuple(c for c in (inner, *sized) if c is not None)
-        self.products.append(Product(node.name, data, weight, axis, inner, every))
+        constant = isinstance(node.inputs[operands[1]], gs.Constant)
+        self.products.append(Product(node.name, operands, axes, constant, inner, every, share))
 
     def cut(self, node: gs.Node, index: int, axis: int, cells: Cells | None) -> None:
         """A constant follows these labels along an axis."""

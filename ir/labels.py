@@ -28,6 +28,12 @@ class Atoms:
         self.reasons: dict[int, str] = {}
         self._flags = np.zeros(1024, bool)  # roots that are defined or pinned
         self._flags[0] = True
+        self._known: dict[int, tuple[int, ...]] = {}  # members of roots, until something changes
+        self._resolved: dict[int, tuple[Cells, Cells | None]] = {}  # by id of the cells, which are held
+
+    def _changed(self) -> None:
+        if self._known or self._resolved:
+            self._known, self._resolved = {}, {}
 
     def fresh(self, n: int) -> Cells:
         """`n` new atoms as cells `[n, 1]`."""
@@ -57,15 +63,19 @@ class Atoms:
 
     def members(self, atom: int) -> tuple[int, ...]:
         """The primitive atoms that an atom stands for, pinned ones left out."""
-        seen: dict[int, None] = {}
-        queue = [atom]
-        while queue:
-            root = self._root(queue.pop())
-            if root in self.definition:
-                queue.extend(self.definition[root])
-            elif root and root not in self.reasons:
-                seen[root] = None
-        return tuple(sorted(seen))
+        top = self._root(atom)
+        found = self._known.get(top)
+        if found is None:
+            seen: dict[int, None] = {}
+            queue = [top]
+            while queue:
+                root = self._root(queue.pop())
+                if root in self.definition:
+                    queue.extend(self.definition[root])
+                elif root and root not in self.reasons:
+                    seen[root] = None
+            found = self._known[top] = tuple(sorted(seen))
+        return found
 
     def pinned(self, atom: int) -> str | None:
         """Why an atom can never go; None when it can (or when it is a cell whose atoms can)."""
@@ -88,18 +98,20 @@ class Atoms:
         if cells is None:
             return
         for atom in np.unique(cells):
-            for root in self.members(int(atom)):
-                self.reasons[root] = reason
-                self._flags[root] = True
+            self._hold(self.members(int(atom)), reason)
+
+    def _hold(self, roots: Iterable[int], reason: str) -> None:
+        for root in roots:
+            self.reasons[root] = reason
+            self._flags[root] = True
+            self._changed()
 
     def unite(self, a: int, b: int) -> None:
         """Two atoms live and die together; sets where one of them is defined."""
         left, right = self.members(a), self.members(b)
         if not left or not right:  # one of them always lives
             reason = self.pinned(a) or self.pinned(b) or "tied to what is always needed"
-            for root in (*left, *right):
-                self.reasons[root] = reason
-                self._flags[root] = True
+            self._hold((*left, *right), reason)
         elif len(left) == 1 and len(right) == 1:
             self._link(left[0], right[0])
         elif len(left) == 1:
@@ -116,6 +128,7 @@ class Atoms:
         if a != b:
             keep, gone = (a, b) if a < b else (b, a)
             self.parent[gone] = keep
+            self._changed()
 
     def _tie(self, atoms: Iterable[int]) -> None:
         first, *rest = atoms
@@ -129,15 +142,19 @@ class Atoms:
             return
         self.definition[atom] = parts
         self._flags[atom] = True
+        self._changed()
 
     def resolve(self, cells: Cells | None) -> Cells | None:
         """Cells in terms of primitive, free atoms, with equal and empty slots dropped; None when all always live."""
         if cells is None:
             return None
-        roots = self.find(cells)
-        if self._flags[roots].any():
-            roots = self._expand(roots)
-        return _tidy(roots)
+        known = self._resolved.get(id(cells))
+        if known is None:
+            roots = self.find(cells)
+            if self._flags[roots].any():
+                roots = self._expand(roots)
+            known = self._resolved[id(cells)] = (cells, _tidy(roots))
+        return known[1]
 
     def _expand(self, roots: np.ndarray) -> np.ndarray:
         unique, back = np.unique(roots, return_inverse=True)

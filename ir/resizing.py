@@ -108,15 +108,16 @@ def _restore(model: Model, node: gs.Node, old: Mapping[int, int], length: int) -
 
 
 @dataclass(frozen=True)
-class Groups:
-    """The `group` attribute counts the rows that live."""
+class Count:
+    """An attribute (`group`, `num_groups`, `hidden_size`) counts the positions that live."""
 
     node: str
     rows: Cells
+    attr: str = "group"
 
     def apply(self, model: Model, node: gs.Node, alive: Alive) -> None:
-        """Count the living groups."""
-        node.attrs["group"] = int(alive(self.rows).sum())
+        """Count what lives."""
+        node.attrs[self.attr] = int(alive(self.rows).sum())
 
 
 @dataclass(frozen=True)
@@ -207,4 +208,4 @@ def _set_entry(model: Model, node: gs.Node, index: int, attr: str, at: int, valu
     edit.set_input(node, index, edit.constant(model, node.inputs[index].name, new))
 
 
-Fix = Sizes | Groups | Pick | Bounds | Padding | Parts
+Fix = Sizes | Count | Pick | Bounds | Padding | Parts

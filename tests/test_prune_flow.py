@@ -192,6 +192,107 @@ def split() -> ir.Model:
     return n.head(n.conv(n.op("Concat", d, picked, axis=1), 11, 6), 6)
 
 
+def layer_normed() -> ir.Model:
+    n = Net(x=["N", 5, 6])
+    h = n.op("LayerNormalization", n.linear("x", 6, 12), n.weight(12), n.weight(12), axis=-1)
+    h = n.op("Add", h, n.linear(n.op("Relu", n.linear(h, 12, 16)), 16, 12))
+    root = n.op("Sqrt", n.op("Add", n.op("ReduceMean", n.op("Mul", h, h), axes=[-1]), n.weight(1)))
+    n.weights["w8"] = np.abs(n.weights["w8"]) + 0.1
+    n.linear(n.op("Mul", n.op("Div", h, root), n.weight(12)), 12, 4)
+    return n.model()
+
+
+def group_normed(opset: int = 21) -> ir.Model:
+    n = Net(x=["N", 3, 6, 6], opset=opset)
+    size = 12 if opset >= 21 else 4
+    a = n.op("GroupNormalization", n.conv("x", 3, 12), n.weight(size), n.weight(size), num_groups=4, epsilon=1e-3)
+    a = n.conv(n.op("Relu", a), 12, 8)
+    a = n.op("InstanceNormalization", a, n.weight(8), n.weight(8))
+    return n.head(n.conv(a, 8, 6), 6)
+
+
+def unit_length() -> ir.Model:
+    n = Net(x=["N", 5, 6])
+    h = n.linear("x", 6, 8)
+    length = n.op("Clip", n.op("ReduceL2", h, axes=[-1]), n.weight())
+    a = n.op("Div", h, n.op("Expand", length, n.op("Shape", h)))
+    b = n.op("LpNormalization", n.linear(a, 8, 9), axis=-1, p=2)
+    n.linear(b, 9, 4)
+    return n.model()
+
+
+def recurrent(kind: str, both: bool = False, **attrs: Any) -> ir.Model:
+    """A convolution, a recurrent layer with every optional input, its last states, and a linear layer."""
+    n = Net(x=["N", 3, 7])
+    gates, ways = {"LSTM": 4, "GRU": 3, "RNN": 1}[kind], 2 if both else 1
+    a = n.op("Conv", "x", n.weight(5, 3, 3), n.weight(5), pads=[1, 1], kernel_shape=[3])
+    a = n.op("Transpose", n.op("Relu", a), perm=[2, 0, 1])
+    zero = n.op(
+        "Expand", n.weight(ways, 1, 6), n.op("Concat", n.ints(1), n.op("Shape", a, start=1, end=2), n.ints(1), axis=0)
+    )
+    rest = ["", zero, zero, n.weight(ways, 18)] if kind == "LSTM" else ["", zero]
+    weights = [n.weight(ways, gates * 6, 5), n.weight(ways, gates * 6, 6), n.weight(ways, 2 * gates * 6)]
+    kinds = {"direction": "bidirectional"} if both else {}
+    y, last, *_ = n.op(kind, a, *weights, *rest, outputs=3 if kind == "LSTM" else 2, hidden_size=6, **kinds, **attrs)
+    y = n.op("Reshape", n.op("Transpose", y, perm=[0, 2, 1, 3]), n.ints(7, -1, 6 * ways))
+    y = n.op("ReduceMean", n.linear(y, 6 * ways, 4), axes=[0], keepdims=0)
+    h = n.linear(n.op("Reshape", n.op("Transpose", last, perm=[1, 0, 2]), n.ints(-1, 6 * ways)), 6 * ways, 4)
+    n.op("Add", y, h)
+    return n.model()
+
+
+def tied() -> ir.Model:
+    """One table embeds and, transposed, gives the logits."""
+    n = Net(x=["N", 5])
+    table = n.weight(20, 8)
+    h = n.op("Gather", table, n.op("Cast", n.op("Mul", n.op("Sigmoid", "x"), n.weight(1)), to=7), axis=0)
+    n.weights["w1"] = np.array([19.0], np.float32)
+    h = n.op("Add", h, n.linear(n.op("Tanh", n.linear(h, 8, 10)), 10, 8))
+    n.op("MatMul", h, n.op("Transpose", table, perm=[1, 0]))
+    return n.model()
+
+
+def quantized() -> ir.Model:
+    """Weights and activations through QuantizeLinear and DequantizeLinear, per channel and per tensor."""
+    n = Net(x=["N", 3, 8, 8])
+
+    def activation(x: str) -> str:
+        scale, zero = n.weight(), n.weight()
+        n.weights[scale], n.weights[zero] = np.array(0.05, np.float32), np.array(3, np.int8)
+        return n.op("DequantizeLinear", n.op("QuantizeLinear", x, scale, zero), scale, zero)
+
+    def conv(x: str, cin: int, cout: int, group: int = 1) -> str:
+        w, zero, scale, b, bias_scale = (
+            n.weight(cout, cin // group, 3, 3),
+            n.weight(cout),
+            n.weight(cout),
+            n.weight(cout),
+            n.weight(),
+        )
+        n.weights[w] = np.clip(np.round(n.weights[w] * 60), -127, 127).astype(np.int8)
+        n.weights[scale] = np.abs(n.weights[scale]) / 100 + 0.01
+        n.weights[zero] = np.zeros(cout, np.int8)
+        n.weights[b], n.weights[bias_scale] = np.arange(cout, dtype=np.int32) - 3, np.array(0.01, np.float32)
+        weight = n.op("DequantizeLinear", w, scale, zero, axis=0)
+        return n.op("Conv", x, weight, n.op("DequantizeLinear", b, bias_scale), pads=[1] * 4, group=group)
+
+    a = activation(n.op("Relu", conv(activation("x"), 3, 8)))
+    a = activation(n.op("Relu", conv(a, 8, 16, group=8)))
+    a = activation(n.op("Relu", conv(a, 16, 12, group=4)))
+    return n.head(conv(a, 12, 6), 6)
+
+
+def computed_sizes() -> ir.Model:
+    """A width that shape arithmetic hides: only looking at two sizes of the input shows that it is a constant."""
+    n = Net(x=["N", 3, "H", 8])
+    a = n.conv("x", 3, 8)
+    shape = n.op("Shape", a)
+    batch, channels = (n.op("Gather", shape, n.ints(k), axis=0) for k in (0, 1))
+    flat = n.op("Reshape", a, n.op("Concat", batch, n.op("Mul", channels, n.ints(2)), n.ints(-1), axis=0))
+    flat = n.op("Reshape", n.op("Relu", flat), n.op("Concat", batch, channels, n.ints(-1, 8), axis=0))
+    return n.head(n.conv(flat, 8, 6), 6)
+
+
 NETS: dict[str, tuple[Any, tuple[int, ...]]] = {
     "residual": (residual, (2, 3, 8, 8)),
     "concat": (concat, (2, 3, 8, 8)),
@@ -208,7 +309,34 @@ NETS: dict[str, tuple[Any, tuple[int, ...]]] = {
     "normalised_groups": (normalised_groups, (2, 3, 6, 6)),
     "summed": (summed, (2, 5, 6)),
     "split": (split, (2, 3, 6, 6)),
+    "tied": (tied, (2, 5)),
+    "quantized": (quantized, (2, 3, 8, 8)),
+    "computed_sizes": (computed_sizes, (2, 3, 10, 8)),
+    "lstm": (lambda: recurrent("LSTM"), (2, 3, 7)),
+    "lstm_both": (lambda: recurrent("LSTM", True, clip=2.0), (2, 3, 7)),
+    "gru": (lambda: recurrent("GRU"), (2, 3, 7)),
+    "gru_both": (lambda: recurrent("GRU", True, linear_before_reset=1), (2, 3, 7)),
+    "rnn": (lambda: recurrent("RNN", True), (2, 3, 7)),
+    "group_normed": (group_normed, (2, 3, 6, 6)),
 }
+
+NORMED: dict[str, tuple[Any, tuple[int, ...], int]] = {  # name: (network, input, units that may go at least)
+    "layer_normed": (layer_normed, (2, 5, 6), 28),
+    "group_normed": (group_normed, (2, 3, 6, 6), 20),
+    "group_normed_18": (lambda: group_normed(18), (2, 3, 6, 6), 20),
+    "normalised_groups": (normalised_groups, (2, 3, 6, 6), 12),
+    "unit_length": (unit_length, (2, 5, 6), 17),
+}
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+@pytest.mark.parametrize("name", NORMED)
+def test_pruned_through_norms_equals_its_twin(name: str, ratio: float) -> None:
+    make, shape, least = NORMED[name]
+    pinned = groups(make(), image(*shape))
+    for seed in range(3):
+        found, *_ = check(make(), image(*shape), ratio, seed, norms="allow")
+        assert len(found.units) >= least > len(pinned.units)
 
 
 @pytest.mark.parametrize("ratio", RATIOS)

@@ -1,4 +1,4 @@
-"""How labels pass through element-wise operators (with broadcasting), normalisations, pools and reductions."""
+"""How labels pass through element-wise operators (with broadcasting), pools and reductions."""
 
 from __future__ import annotations
 
@@ -67,18 +67,7 @@ def same(flow: Flow, node: gs.Node) -> None:
         flow.put(tensor, flow.of(node.inputs[0]))
 
 
-def per_channel(flow: Flow, node: gs.Node) -> None:
-    """BatchNormalization, and InstanceNormalization (statistics over space): vectors along axis 1."""
-    labels = flow.of(node.inputs[0])
-    if node.op == "InstanceNormalization":
-        flow.pin(node.inputs[0], f"statistics of '{node.name}' run over it", range(2, len(labels)))
-    if len(labels) > 1:
-        for index in range(1, len(node.inputs)):
-            flow.meet(node, index, 0, labels[1])
-    flow.put(node.outputs[0], flow.of(node.inputs[0]))
-
-
-def _axes(flow: Flow, node: gs.Node, default: Sequence[int]) -> list[int]:
+def axes_of(flow: Flow, node: gs.Node, default: Sequence[int]) -> list[int]:
     """The axes a node names, as an attribute or as input 1; `default` where it names none."""
     rank = flow.rank(node.inputs[0])
     given = node.attrs.get("axes", node.attrs.get("axis"))
@@ -98,14 +87,37 @@ def reduce(flow: Flow, node: gs.Node) -> None:
         same(flow, node)
         return
     arg = node.op.startswith("Arg")
-    axes = [int(node.attrs.get("axis", 0)) % max(rank, 1)] if arg else _axes(flow, node, range(rank))
-    flow.pin(x, f"{node.op} '{node.name}' runs over it", axes)
+    axes = [int(node.attrs.get("axis", 0)) % max(rank, 1)] if arg else axes_of(flow, node, range(rank))
+    if not (flow.norms == "allow" and measures(flow, node)):
+        flow.pin(x, f"{node.op} '{node.name}' runs over it", axes)
     labels = flow.of(x)
     if node.attrs.get("keepdims", 1):
         out = [None if a in axes else c for a, c in enumerate(labels)]
     else:
         out = [c for a, c in enumerate(labels) if a not in axes]
     flow.put(node.outputs[0], out)
+
+
+def measures(flow: Flow, node: gs.Node) -> bool:
+    """Whether a reduction is the statistic of a spelled-out normalisation: it comes back to a tensor of x's shape.
+
+    Such a chain subtracts or divides by the mean, the mean square or the length of a vector.
+    """
+    if node.op not in ("ReduceMean", "ReduceL2", "ReduceSum", "ReduceSumSquare") or not node.attrs.get("keepdims", 1):
+        return False
+    shape, chain, queue = flow.size(node.inputs[0]), {id(node.outputs[0])}, [node.outputs[0]]
+    while queue:
+        for user in queue.pop().outputs:
+            others = [t for t in user.inputs if t.name and not isinstance(t, gs.Constant) and id(t) not in chain]
+            if any(flow.size(t) == shape for t in others):
+                return user.op in ("Sub", "Div", "Mul")
+            if user.op == "Expand" or (user.op in _STATISTICS and not others):
+                chain.add(id(user.outputs[0]))
+                queue.append(user.outputs[0])
+    return False
+
+
+_STATISTICS = ("Add", "Sub", "Mul", "Div", "Pow", "Sqrt", "Reciprocal", "Max", "Clip", "Cast", "Neg", "Identity")
 
 
 def along(flow: Flow, node: gs.Node) -> None:
@@ -127,29 +139,13 @@ def cumulative(flow: Flow, node: gs.Node) -> None:
     axes = (
         [int(node.attrs["axis"])]
         if "axis" in node.attrs
-        else _axes(flow, node, default)
+        else axes_of(flow, node, default)
         if node.op == "CumSum"
         else default
     )
     flow.pin(x, f"{node.op} '{node.name}' runs along it", [a % max(flow.rank(x), 1) for a in axes])
     for tensor in node.outputs:
         flow.put(tensor, flow.of(x))
-
-
-def normalise(flow: Flow, node: gs.Node) -> None:
-    """Statistics over a labelled axis change when channels leave: pinned."""
-    x = node.inputs[0]
-    rank = flow.rank(x)
-    first = int(node.attrs.get("axis", -1)) % max(rank, 1)
-    axes = {
-        "LayerNormalization": range(first, rank),
-        "RMSNormalization": range(first, rank),
-        "SimplifiedLayerNormalization": range(first, rank),
-        "LpNormalization": [first],
-        "MeanVarianceNormalization": node.attrs.get("axes", [0, 2, 3]),
-    }.get(node.op, range(1, rank))
-    flow.pin(x, f"statistics of {node.op} '{node.name}' run over it", list(axes))
-    flow.put(node.outputs[0], flow.of(x))
 
 
 def pool(flow: Flow, node: gs.Node) -> None:
@@ -203,21 +199,8 @@ RULES = {
     "ArgMax": reduce,
     "ArgMin": reduce,
     **dict.fromkeys(("Identity", "Dropout", "Cast", "CastLike", "Clip"), same),
-    **dict.fromkeys(("BatchNormalization", "InstanceNormalization"), per_channel),
     **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), along),
     **dict.fromkeys(("CumSum", "TopK"), cumulative),
-    **dict.fromkeys(
-        (
-            "LayerNormalization",
-            "RMSNormalization",
-            "SimplifiedLayerNormalization",
-            "GroupNormalization",
-            "LpNormalization",
-            "MeanVarianceNormalization",
-            "LRN",
-        ),
-        normalise,
-    ),
     **dict.fromkeys(("MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"), pool),
     **dict.fromkeys(("Resize", "Upsample"), resize),
     **dict.fromkeys(("QuantizeLinear", "DequantizeLinear"), quantize),

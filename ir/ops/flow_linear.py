@@ -8,7 +8,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from ..labels import Cells, join
-from ..resizing import Groups
+from ..resizing import Count
 from .flow_elementwise import align
 
 if TYPE_CHECKING:
@@ -25,15 +25,6 @@ def _weight_axis(flow: Flow, node: gs.Node, index: int, axis: int) -> Cells | No
     return flow.of(tensor)[axis]
 
 
-def _grid(flow: Flow, node: gs.Node, cells: Cells | None, groups: int) -> tuple[Cells | None, Cells | None]:
-    """Channels as a grid of groups × positions: labels of the groups, labels of the positions."""
-    if cells is None or groups == 1:
-        return None, cells
-    grid = cells.reshape(groups, len(cells) // groups, -1)
-    rows, columns = flow.atoms.factor(grid, f"the input of '{node.name}'")
-    return rows, columns
-
-
 def _repeat(cells: Cells | None, times: int) -> Cells | None:
     return None if cells is None else np.repeat(cells, times, axis=0)
 
@@ -47,12 +38,12 @@ def conv(flow: Flow, node: gs.Node) -> None:
     x, weight = node.inputs[0], node.inputs[1]
     shape = flow.size(weight)
     groups = int(node.attrs.get("group", 1))
-    rows, columns = _grid(flow, node, flow.of(x)[1], groups)
+    rows, columns = flow.grid(node, flow.of(x)[1], groups)
     flow.meet(node, 1, 1, columns) if shape[1] > 1 else None
     flow.pin(weight, f"kernel of '{node.name}'", range(2, len(shape)))
     flow.pin(x, f"space of Conv '{node.name}'", range(2, len(flow.size(x))))
     out = _conv_out(flow, node, 0, shape[0], groups, rows)
-    _finish_conv(flow, node, out, rows, columns)
+    _finish_conv(flow, node, out, rows, columns, 1)
 
 
 def _conv_out(flow: Flow, node: gs.Node, axis: int, channels: int, groups: int, rows: Cells | None) -> Cells | None:
@@ -60,25 +51,23 @@ def _conv_out(flow: Flow, node: gs.Node, axis: int, channels: int, groups: int, 
     if groups == 1:
         return _weight_axis(flow, node, 1, axis)
     each = channels // groups
-    if not isinstance(node.inputs[1], gs.Constant):
-        flow.pin(node.inputs[1], f"computed weight of a grouped Conv '{node.name}'")
-        flow.atoms.pin(rows, f"computed weight of a grouped Conv '{node.name}'")
-        return None
-    if each == 1:
-        out = _repeat(rows, 1)
-    else:
+    out = rows
+    if each > 1:
         made = np.tile(flow.atoms.fresh(each), (groups, 1))
         out = join(_repeat(rows, each), made)
         flow.origin(node, 1, axis, made)
-    flow.cut(node, 1, axis, out)
-    return out
+    flow.meet(node, 1, axis, out)
+    return flow.atoms.resolve(out)
 
 
-def _finish_conv(flow: Flow, node: gs.Node, out: Cells | None, rows: Cells | None, columns: Cells | None) -> None:
+def _finish_conv(
+    flow: Flow, node: gs.Node, out: Cells | None, rows: Cells | None, columns: Cells | None, inner: int
+) -> None:
+    """`inner`: the axis of the weight that is summed."""
     flow.meet(node, 2, 0, out)
     if rows is not None:
-        flow.fixes.append(Groups(node.name, rows))
-    flow.product(node, 0, 1, 1, columns, out)
+        flow.fixes.append(Count(node.name, rows))
+    flow.product(node, (0, 1), (1, inner), columns, out)
     labels = flow.of(node.inputs[0])
     flow.put(node.outputs[0], [labels[0], out] + [None] * (len(labels) - 2))
 
@@ -88,21 +77,13 @@ def conv_transpose(flow: Flow, node: gs.Node) -> None:
     x, weight = node.inputs[0], node.inputs[1]
     shape = flow.size(weight)
     groups = int(node.attrs.get("group", 1))
-    cells = flow.of(x)[1]
-    rows, columns = _grid(flow, node, cells, groups)
+    rows, columns = flow.grid(node, flow.of(x)[1], groups)
     flow.pin(weight, f"kernel of '{node.name}'", range(2, len(shape)))
     flow.pin(x, f"space of ConvTranspose '{node.name}'", range(2, len(flow.size(x))))
     flow.meet(node, 1, 0, flow.atoms.resolve(join(_repeat(rows, shape[0] // groups), _tile(columns, groups))))
-    if groups > 1 and isinstance(weight, gs.Constant) and shape[1] > 1:
-        made = flow.constant(node, 1, 1, origin=True)
-        flow.cut(node, 1, 1, made)
-        out = join(_repeat(rows, shape[1]), _tile(made, groups))
-    elif groups > 1:
-        flow.pin(weight, f"computed weight of a grouped ConvTranspose '{node.name}'")
-        out = rows if shape[1] == 1 else None
-    else:
-        out = _weight_axis(flow, node, 1, 1)
-    _finish_conv(flow, node, out, rows, columns)
+    made = _weight_axis(flow, node, 1, 1) if shape[1] > 1 else None
+    out = made if groups == 1 else join(_repeat(rows, shape[1]), _tile(made, groups))
+    _finish_conv(flow, node, out, rows, columns, 0)
 
 
 def gemm(flow: Flow, node: gs.Node) -> None:
@@ -118,8 +99,7 @@ def gemm(flow: Flow, node: gs.Node) -> None:
         for back, cells in ((1, out), (2, rows)):
             if len(size) >= back and size[-back] > 1:
                 flow.meet(node, 2, len(size) - back, cells)
-    weight = 1 if isinstance(node.inputs[1], gs.Constant) else -1
-    flow.product(node, 0, weight, inner_a, inner, rows, out)
+    flow.product(node, (0, 1), (inner_a, inner_b), inner, rows, out)
     flow.put(node.outputs[0], [rows, out])
 
 
@@ -152,9 +132,8 @@ def matmul(flow: Flow, node: gs.Node) -> None:
     rows = _side(flow, node, 0, rank_a - 2) if rank_a > 1 else None
     columns = _side(flow, node, 1, rank_b - 1) if rank_b > 1 else None
     batch = _batch(flow, node, rank_a, rank_b)
-    weight = 1 if isinstance(b, gs.Constant) else 0 if isinstance(a, gs.Constant) else -1
-    data, axis = (1, inner_b) if weight == 0 else (0, rank_a - 1)
-    flow.product(node, data, weight, axis, inner, rows, columns, *batch)
+    operands, axes = ((1, 0), (inner_b, rank_a - 1)) if isinstance(a, gs.Constant) else ((0, 1), (rank_a - 1, inner_b))
+    flow.product(node, operands, axes, inner, rows, columns, *batch)
     out = [*batch]
     out += [rows] if rank_a > 1 else []
     out += [columns] if rank_b > 1 else []
@@ -178,11 +157,23 @@ def einsum(flow: Flow, node: gs.Node) -> None:
     fields = {
         letter: _letter(flow, node, terms, letter, letter in right) for letter in dict.fromkeys(left) if letter != ","
     }
-    inner = [x for x in fields if x not in right and fields[x] is not None]
-    data = next((i for i, t in enumerate(node.inputs) if not isinstance(t, gs.Constant)), 0)
-    axis = terms[data].find(inner[0]) if inner else -1
-    flow.product(node, data, -1, axis, fields[inner[0]] if inner else None, *fields.values())
+    _einsum_products(flow, node, terms, right, fields)
     flow.put(node.outputs[0], [flow.atoms.resolve(fields[x]) for x in right])
+
+
+def _einsum_products(flow: Flow, node: gs.Node, terms: list[str], right: str, fields: dict[str, Cells | None]) -> None:
+    """One product for every letter that two inputs sum over; the MACs count with the first."""
+    order = sorted(range(len(terms)), key=lambda i: isinstance(node.inputs[i], gs.Constant))
+    share = 1.0
+    for letter, cells in fields.items():
+        where = [i for i in order if letter in terms[i]]
+        if letter in right or cells is None or len(where) != 2:
+            continue
+        axes = (terms[where[0]].index(letter), terms[where[1]].index(letter))
+        flow.product(node, (where[0], where[1]), axes, cells, *fields.values(), share=share)
+        share = 0.0
+    if share and len(terms) > 1:
+        flow.product(node, (order[0], order[1]), (-1, -1), None, *fields.values())
 
 
 def _letter(flow: Flow, node: gs.Node, terms: list[str], letter: str, out: bool) -> Cells | None:

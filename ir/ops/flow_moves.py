@@ -305,13 +305,17 @@ def pad(flow: Flow, node: gs.Node) -> None:
 
 
 def expand(flow: Flow, node: gs.Node) -> None:
-    """Axes that had their size keep their labels; the target's entries are rewritten."""
+    """Axes that had their size keep their labels; the copies of a single position may go; the target is rewritten."""
     x, y = node.inputs[0], node.outputs[0]
     labels, rank = _labels(flow, node, 0), flow.rank(y)
-    out = [None] * (rank - len(labels)) + labels
     target = entries(node.inputs[1]) or []
     offset = rank - len(target)
-    sizes = {a - offset: c for a, c in enumerate(out) if c is not None and 0 <= a - offset < len(target)}
+    out = [None] * (rank - len(labels)) + labels
+    before = (1,) * (rank - len(labels)) + flow.size(x)
+    for axis, (m, n) in enumerate(zip(before, flow.size(y))):
+        if m == 1 < n and axis >= offset and flow.static(y, axis):
+            out[axis] = flow.atoms.fresh(n)
+    sizes = {a - offset: c for a, c in enumerate(out) if c is not None and a >= offset}
     if sizes:
         flow.fixes.append(Sizes(node.name, 1, sizes, (1,), length=len(target)))
     elif not target:

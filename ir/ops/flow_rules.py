@@ -7,13 +7,20 @@ from typing import Any
 
 import onnx_graphsurgeon as gs
 
-from . import flow_elementwise, flow_linear, flow_moves
+from . import flow_elementwise, flow_linear, flow_moves, flow_norms, flow_recurrent
 
 Rule = Callable[[Any, gs.Node], None]
 
-_RULES: dict[str, Rule] = {**flow_elementwise.RULES, **flow_linear.RULES, **flow_moves.RULES}
+_RULES: dict[str, Rule] = {
+    **flow_elementwise.RULES,
+    **flow_linear.RULES,
+    **flow_moves.RULES,
+    **flow_norms.RULES,
+    **flow_recurrent.RULES,
+}
 _MICROSOFT: dict[str, Rule] = {
     **dict.fromkeys(("Gelu", "FastGelu", "QuickGelu", "BiasGelu"), flow_elementwise.elementwise),
+    **dict.fromkeys(("SkipLayerNormalization", "SkipSimplifiedLayerNormalization"), flow_norms.skip_norm),
     **dict.fromkeys(("QuantizeLinear", "DequantizeLinear"), flow_elementwise.quantize),
 }
 

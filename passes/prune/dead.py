@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_graphsurgeon as gs
 
 from ...ir import Model, edit
+from ...ir.flow import Product
 from .grouping import Groups
 from .order import Order
 
@@ -18,7 +20,7 @@ def order(model: Model, groups: Groups) -> Order:
         cells = flow.atoms.resolve(product.inner)
         if cells is None:
             continue
-        used = _used(model, nodes, product.node, product.weight, len(cells))
+        used = _used(nodes[product.node], product, len(cells))
         for position, row in enumerate(cells):
             for atom in row:
                 if int(atom) in read:
@@ -29,20 +31,11 @@ def order(model: Model, groups: Groups) -> Order:
     return Order(units, [0.0] * len(units), [0.0] * len(units), [0.0] * len(units))
 
 
-def _used(model: Model, nodes: dict, name: str, weight: int, positions: int) -> np.ndarray:
+def _used(node: gs.Node, product: Product, positions: int) -> np.ndarray:
     """Whether each position of the contracted axis meets a weight that is not zero."""
-    node = nodes[name]
-    values = edit.const(node, weight) if weight >= 0 else None
+    values = edit.const(node, product.weight) if product.constant else None
     if values is None:
         return np.ones(positions, bool)
-    if node.op == "Conv":
-        axis = 1
-    elif node.op == "ConvTranspose":
-        axis = 0
-    elif node.op == "Gemm":
-        axis = 1 if node.attrs.get("transB", 0) else 0
-    else:
-        axis = max(values.ndim - 2, 0) if weight == 1 else values.ndim - 1
-    rest = tuple(a for a in range(values.ndim) if a != axis)
+    rest = tuple(a for a in range(values.ndim) if a != product.axes[1])
     used = (values != 0).any(rest)
     return used if len(used) == positions else np.ones(positions, bool)

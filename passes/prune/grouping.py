@@ -18,7 +18,7 @@ from ...ir.flow import Flow
 from ...ir.labels import Cells
 from ..pace import samples
 from .ledger import Ledger
-from .sizes import Sizes, concrete
+from .sizes import Sizes, probed
 
 
 @dataclass(frozen=True)
@@ -83,15 +83,14 @@ def find(
     feed: Any = None,
     keep: Callable[[gs.Node], bool] = lambda node: False,
     norms: str = "pin",
-    sizes: Sizes | None = None,
     min_channels: int = 1,
 ) -> Groups:
     """Propagate labels through a model and collect what may go.
 
-    feed: one real feed, for dynamic models. keep: nodes to leave alone. sizes: shapes that are known already.
+    feed: one real feed, for dynamic models. keep: nodes to leave alone. norms: "pin" or "allow" (`ir.flow`).
     """
-    known = concrete(model, feed) if sizes is None else sizes
-    flow = Flow(model, known, keep, norms)
+    known, again = probed(model, feed)
+    flow = Flow(model, known, keep, norms, again)
     free = _free_units(flow)
     ledger = Ledger(flow, free, _weights(model, flow), _macs(model, flow, known), min_channels)
     return Groups(flow, ledger, _families(flow, ledger), samples(model, known))
@@ -145,5 +144,5 @@ def _macs(model: Model, flow: Flow, sizes: Sizes) -> list[tuple[float, list[Cell
         node = nodes[product.node]
         cells = [c for c in (flow.atoms.resolve(c) for c in product.sized) if c is not None]
         if cells:
-            rows.append((float(ops.facts(node).macs(node, size_of)), cells))
+            rows.append((product.share * float(ops.facts(node).macs(node, size_of)), cells))
     return rows

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import onnx_graphsurgeon as gs
 
 from ...ir import Model, edit
 from ...ir.flow import Flow
@@ -96,37 +95,29 @@ def curvatures(
 def paired(model: Model, flow: Flow, feeds: Feeds, ctx: Context) -> dict[int, float]:
     """Losses of units that two activations contract (q·kᵀ): E[a²]·E[b²] of the dimension, relative to all."""
     nodes = {n.name: n for n in model.graph.nodes}
-    todo = [p for p in flow.products if p.weight == -1 and flow.atoms.resolve(p.inner) is not None]
+    todo = [p for p in flow.products if not p.constant and flow.atoms.resolve(p.inner) is not None]
     found: dict[int, float] = {}
     if not todo:
         return found
-    names = [t.name for p in todo for t in nodes[p.node].inputs[:2]]
+    names = [nodes[p.node].inputs[i].name for p in todo for i in p.operands]
     tap = Tap(model, names, threads=ctx.workers)
-    energy: dict[tuple[str, int], Any] = {}
+    energy: dict[tuple[int, int], Any] = {}
     few = feeds.spread(16)
     for feed in few:
         values = tap.run(feed)
-        for p in todo:
-            for k in (0, 1):
-                x = values[nodes[p.node].inputs[k].name]
-                axis = _contracted(nodes[p.node], k, x.ndim)
+        for n, p in enumerate(todo):
+            for k, (index, axis) in enumerate(zip(p.operands, p.axes)):
+                x = values[nodes[p.node].inputs[index].name]
                 rest = tuple(a for a in range(x.ndim) if a != axis)
-                energy[p.node, k] = energy.get((p.node, k), 0.0) + np.square(x, dtype=np.float64).mean(rest)
-    for p in todo:
-        product = energy[p.node, 0] * energy[p.node, 1]
+                energy[n, k] = energy.get((n, k), 0.0) + np.square(x, dtype=np.float64).mean(rest)
+    for n, p in enumerate(todo):
+        product = energy[n, 0] * energy[n, 1]
         share = product / max(float(np.sum(product)), 1e-30)
         cells = flow.atoms.resolve(p.inner)
         for position, row in enumerate(cells if cells is not None else ()):
             for atom in row[row > 0]:
                 found[int(atom)] = found.get(int(atom), 0.0) + float(share[position])
     return found
-
-
-def _contracted(node: gs.Node, index: int, rank: int) -> int:
-    if node.op == "Gemm":
-        flipped = bool(node.attrs.get(("transA", "transB")[index], 0))
-        return (1 - index) ^ int(flipped)
-    return rank - 1 if index == 0 or rank == 1 else rank - 2
 
 
 def magnitudes(model: Model, groups: Groups, power: int, bn: bool = False) -> dict[int, float]:

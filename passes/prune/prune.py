@@ -63,7 +63,10 @@ class Prune(LossyPass):
     lossless: bool = field(default=False, metadata={"help": "remove only channels that provably change nothing"})
     norms: str = field(
         default="pin",
-        metadata={"help": "widths under LayerNorm and its like: pin leaves them alone", "choices": ("pin",)},
+        metadata={
+            "help": "widths under LayerNorm and its like: pin leaves them, allow lets the norm see fewer",
+            "choices": ("pin", "allow"),
+        },
     )
 
     def __post_init__(self) -> None:
