@@ -122,20 +122,26 @@ class Count:
 
 @dataclass(frozen=True)
 class Pick:
-    """Constant indices (input 1) into a labelled axis: those of living positions, renumbered."""
+    """Constant indices (input 1) into a labelled axis: those of living positions, renumbered.
+
+    axes: labels of every axis of the indices, whose slices go with what they pick.
+    """
 
     node: str
     cells: Cells
+    axes: tuple[Cells | None, ...]
 
     def apply(self, model: Model, node: gs.Node, alive: Alive) -> None:
-        """Renumber; indices of positions that went are dropped."""
+        """Renumber; slices that pick what went are dropped."""
         mask = alive(self.cells)
         old = edit.const(node, 1)
         if old is None or mask.all():
             return
         index = np.where(old < 0, old + len(mask), old)
-        number = np.cumsum(mask) - 1
-        new = number[index[mask[index]]] if index.ndim else number[index]
+        for axis, cells in enumerate(self.axes):
+            if cells is not None:
+                index = np.compress(alive(cells), index, axis)
+        new = (np.cumsum(mask) - 1)[index]
         edit.set_input(node, 1, edit.constant(model, node.inputs[1].name, np.asarray(new, old.dtype)))
 
 
@@ -157,6 +163,31 @@ class Bounds:
         before, inside = int(mask[: self.start].sum()), int(mask[self.start : self.stop].sum())
         for where, value in ((1, before), (2, before + inside)):
             _set_entry(model, node, where, ("starts", "ends")[where - 1], self.at, value)
+
+
+@dataclass(frozen=True)
+class Strides:
+    """A Slice of a labelled axis with a step: becomes a Gather of the living positions that it took."""
+
+    node: str
+    at: int
+    axis: int
+    cells: Cells
+    taken: tuple[int, ...]
+
+    def apply(self, model: Model, node: gs.Node, alive: Alive) -> None:
+        """Let the Slice pass the axis whole, and pick behind it."""
+        mask = alive(self.cells)
+        if mask.all():
+            return
+        number = np.cumsum(mask) - 1
+        index = edit.constant(model, "taken", np.array([number[p] for p in self.taken if mask[p]], np.int64))
+        for where, attr, value in ((1, "starts", 0), (2, "ends", len(mask)), (4, "steps", 1)):
+            _set_entry(model, node, where, attr, self.at, value)
+        out = node.outputs[0]
+        whole = edit.variable(model, out.name, out.dtype, None)
+        node.outputs[0] = whole
+        edit.add(edit.home(model, node), edit.node(model, "Gather", [whole, index], {"axis": self.axis}, [out]))
 
 
 @dataclass(frozen=True)
@@ -208,4 +239,4 @@ def _set_entry(model: Model, node: gs.Node, index: int, attr: str, at: int, valu
     edit.set_input(node, index, edit.constant(model, node.inputs[index].name, new))
 
 
-Fix = Sizes | Count | Pick | Bounds | Padding | Parts
+Fix = Sizes | Count | Pick | Bounds | Strides | Padding | Parts

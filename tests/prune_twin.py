@@ -135,7 +135,10 @@ class Twin:
             self.grouped(x, mask, attrs["num_groups"], epsilon, scales, out)
         elif node.op_type == "ReduceMean":
             axes = attrs.get("axes") or (self.values[node.input[1]].tolist() if len(node.input) > 1 else range(rank))
-            self.mean(x, mask, [a % rank for a in axes], self.sizes[x], out, attrs.get("keepdims", 1))
+            axes = [a % rank for a in axes]
+            if not set(axes) & set(self.masks(x)):
+                return False
+            self.mean(x, mask, axes, self.sizes[x], out, attrs.get("keepdims", 1))
         elif node.op_type in ("ReduceL2", "ReduceSum", "ReduceSumSquare", "LpNormalization"):
             node.input[0] = self.masked(x)
             return False
@@ -148,6 +151,8 @@ class Twin:
         full = np.broadcast_to(mask, [sizes[a] if a in axes else n for a, n in enumerate(mask.shape)])
         count = np.maximum(full.sum(tuple(axes), keepdims=True), 1)
         part = self.op("Div", self.op("Mul", x, self.constant(mask)), self.constant(count))
+        if self.found.flow.model.opset < 13:
+            return self.op("ReduceSum", part, out=out, keepdims=keepdims, axes=list(axes))
         return self.op("ReduceSum", part, self.constant(np.array(list(axes))), out=out, keepdims=keepdims)
 
     def standard(
@@ -157,6 +162,7 @@ class Twin:
         y = self.op("Sub", x, self.mean(x, mask, axes, sizes)) if centred else x
         variance = self.mean(self.op("Mul", y, y), mask, axes, sizes)
         y = self.op("Div", y, self.op("Sqrt", self.op("Add", variance, self.constant(np.float32(epsilon)))))
+        y = self.op("Mul", y, self.constant(mask))  # what went may be huge where hardly anything is left
         bias = scales[1] if len(scales) > 1 and scales[1] is not None else np.float32(0)
         self.op("Add", self.op("Mul", y, self.constant(scales[0])), self.constant(bias), out=out)
 

@@ -293,6 +293,27 @@ def computed_sizes() -> ir.Model:
     return n.head(n.conv(flat, 8, 6), 6)
 
 
+def rotated() -> ir.Model:
+    """Even and odd channels apart, backwards, and put together again (rotary positions)."""
+    n = Net(x=["N", 5, 6])
+    h = n.linear("x", 6, 12)
+    angle = n.op("Mul", n.op("ReduceMax", "x", axes=[-1], keepdims=1), n.weight(6))
+    even = n.op("Slice", h, n.ints(0, 0), n.ints(5, 12), n.ints(1, 2), n.ints(1, 2))
+    odd = n.op("Slice", h, n.ints(-1), n.ints(-(2**63)), n.ints(-1), n.ints(-2))
+    turned = n.op("Sub", n.op("Mul", even, n.op("Cos", angle)), n.op("Mul", odd, n.op("Sin", angle)))
+    n.linear(n.op("Concat", turned, odd, axis=-1), 12, 4)
+    return n.model()
+
+
+def regathered() -> ir.Model:
+    """A grid of constant indices makes an image of a flat tensor, its channels backwards."""
+    n = Net(x=[2, 3, 4, 4])
+    flat = n.op("Reshape", n.op("Relu", n.conv("x", 3, 6)), n.ints(192))
+    index = n.ints(0)
+    n.weights[index] = np.arange(192).reshape(2, 6, 4, 4)[:, ::-1].transpose(0, 1, 3, 2)
+    return n.head(n.conv(n.op("Gather", flat, index, axis=0), 6, 6), 6)
+
+
 NETS: dict[str, tuple[Any, tuple[int, ...]]] = {
     "residual": (residual, (2, 3, 8, 8)),
     "concat": (concat, (2, 3, 8, 8)),
@@ -309,6 +330,8 @@ NETS: dict[str, tuple[Any, tuple[int, ...]]] = {
     "normalised_groups": (normalised_groups, (2, 3, 6, 6)),
     "summed": (summed, (2, 5, 6)),
     "split": (split, (2, 3, 6, 6)),
+    "rotated": (rotated, (2, 5, 6)),
+    "regathered": (regathered, (2, 3, 4, 4)),
     "tied": (tied, (2, 5)),
     "quantized": (quantized, (2, 3, 8, 8)),
     "computed_sizes": (computed_sizes, (2, 3, 10, 8)),

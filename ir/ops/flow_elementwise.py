@@ -20,10 +20,13 @@ if TYPE_CHECKING:
 def align(
     flow: Flow, node: gs.Node, indices: Sequence[int], shapes: Sequence[Sequence[int]], rank: int
 ) -> list[Cells | None]:
-    """Labels of `rank` broadcast axes: operands with labels unite, one without ties the others, constants inherit."""
+    """Labels of `rank` broadcast axes: operands with labels unite, one without ties the others, constants inherit.
+
+    Where every other operand has one position, the axis begins at a constant.
+    """
     merged: list[Cells | None] = []
     for axis in range(rank):
-        have: list[Cells] = []
+        have: list[Cells | None] = []
         bare = False
         constants: list[tuple[int, int]] = []
         for index, shape in zip(indices, shapes):
@@ -36,10 +39,18 @@ def align(
             cells = flow.of(node.inputs[index])[at]
             have.append(cells) if cells is not None else None
             bare = bare or cells is None
-        merged.append(_merge(flow, node, have, bare))
+        if constants and not have and not bare:
+            have.append(_begin(flow, node, *constants[0]))
+        merged.append(_merge(flow, node, [c for c in have if c is not None], bare))
         for index, at in constants:
             flow.cut(node, index, at, merged[-1])
     return merged
+
+
+def _begin(flow: Flow, node: gs.Node, index: int, axis: int) -> Cells | None:
+    """An axis that only constants have can be cut anywhere: what is computed along it is free too."""
+    floating = np.issubdtype(node.inputs[index].dtype, np.floating)
+    return flow.constant(node, index, axis) if floating else None
 
 
 def _merge(flow: Flow, node: gs.Node, have: list[Cells], bare: bool) -> Cells | None:

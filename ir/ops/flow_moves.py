@@ -11,7 +11,7 @@ import onnx_graphsurgeon as gs
 
 from .. import edit
 from ..labels import Cells, stack
-from ..resizing import Bounds, Padding, Parts, Pick, Sizes
+from ..resizing import Bounds, Padding, Parts, Pick, Sizes, Strides
 
 if TYPE_CHECKING:
     from ..flow import Flow
@@ -223,7 +223,7 @@ def _vector(node: gs.Node, index: int, attr: str, default: Any = None) -> list[i
 
 
 def slice_(flow: Flow, node: gs.Node) -> None:
-    """A run of labels; the bounds are recomputed. What is sliced by computed bounds, or with a step, stays."""
+    """A run of labels; the bounds are recomputed. What is sliced by computed bounds stays."""
     x = node.inputs[0]
     labels = _labels(flow, node, 0)
     starts, ends = _vector(node, 1, "starts"), _vector(node, 2, "ends")
@@ -239,15 +239,26 @@ def slice_(flow: Flow, node: gs.Node) -> None:
         if cells is None:
             continue
         n = len(cells)
-        if starts is None or ends is None or steps is None or steps[k] != 1:
-            flow.atoms.pin(cells, f"bounds of Slice '{node.name}' are computed or have a step")
+        if starts is None or ends is None or steps is None:
+            flow.atoms.pin(cells, f"bounds of Slice '{node.name}' are computed")
             out[axis] = None
             continue
-        start, stop, _ = slice(starts[k], ends[k]).indices(n)
-        out[axis] = cells[start:stop]
-        if (start, stop) != (0, n) and stop > start:
-            flow.fixes.append(Bounds(node.name, k, cells, start, stop))
+        taken = range(n)[_whole(starts[k], ends[k], steps[k])]
+        out[axis] = cells[list(taken)]
+        if len(taken) in (0, n) and steps[k] == 1:
+            continue
+        if steps[k] == 1:
+            flow.fixes.append(Bounds(node.name, k, cells, taken.start, taken.stop))
+        else:
+            flow.fixes.append(Strides(node.name, k, axis, cells, tuple(taken)))
     flow.put(node.outputs[0], out)
+
+
+def _whole(start: int, stop: int, step: int) -> slice:
+    """ONNX's bounds as Python's: a backward slice to before the first position is written as a very small number."""
+    if step < 0 and stop < -(2**31) + 1:
+        return slice(start, None, step)
+    return slice(start, stop, step)
 
 
 def gather(flow: Flow, node: gs.Node) -> None:
@@ -262,20 +273,25 @@ def gather(flow: Flow, node: gs.Node) -> None:
     else:
         labels = flow.of(x)
     cells, values = labels[at], edit.const(node, 1)
-    if cells is not None and (values is None or values.ndim > 1):
+    if cells is not None and values is None:
         flow.pin(x, f"indices of Gather '{node.name}' are computed", [at])
         cells = None
     if not isinstance(index, gs.Constant):
         flow.pin(index, f"indices of Gather '{node.name}'")
     middle: list[Cells | None] = [None] * flow.rank(index)
     if cells is not None and values is not None:
-        picked = cells[np.ravel(values)]
-        if values.ndim == 0:
-            flow.atoms.pin(picked, f"picked by Gather '{node.name}'")
-        else:
-            middle = [picked]
-        flow.fixes.append(Pick(node.name, cells))
+        middle = _picked(flow, node, cells, values)
     flow.put(node.outputs[0], labels[:at] + middle + labels[at + 1 :])
+
+
+def _picked(flow: Flow, node: gs.Node, cells: Cells, values: np.ndarray) -> list[Cells | None]:
+    """Labels of every axis of constant indices into `cells`; the indices are renumbered."""
+    grid = cells[values]
+    if values.ndim == 0:
+        flow.atoms.pin(grid[None], f"picked by Gather '{node.name}'")
+    middle = [grid] if values.ndim == 1 else flow.atoms.factor(grid, f"'{node.outputs[0].name}'") if values.ndim else []
+    flow.fixes.append(Pick(node.name, cells, tuple(middle)))
+    return list(middle)
 
 
 def pad(flow: Flow, node: gs.Node) -> None:
