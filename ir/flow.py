@@ -167,6 +167,17 @@ class Flow:
                 self.origin(node, index, axis, self._weights[key])
         return self._weights[key]
 
+    def moved(self, node: gs.Node, index: int) -> list[Cells | None]:
+        """Labels of an input; axes of a constant start atoms of their own: what is only moved can be cut anywhere."""
+        tensor = node.inputs[index]
+        if not isinstance(tensor, gs.Constant):
+            return self.of(tensor)
+        labels: list[Cells | None] = []
+        for axis, n in enumerate(tensor.shape):
+            labels.append(self.constant(node, index, axis) if n > 1 else None)
+            self.cut(node, index, axis, labels[-1])
+        return labels
+
     def origin(self, node: gs.Node, index: int, axis: int, cells: Cells) -> None:
         """These atoms began at an output axis of this input: they are channels that may go."""
         self.origins.append(Origin(node.name, index, axis, cells))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from test_prune_flow import Net
+from prune_nets import Net
 
 from onnxslim_opt import ir
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from test_prune_flow import Net
+from prune_nets import Net
 
 from onnxslim_opt import ir
 

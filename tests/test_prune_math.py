@@ -11,7 +11,7 @@ from onnxslim_opt.passes.prune.refit import error, solve
 from onnxslim_opt.passes.prune.score import curvature
 from onnxslim_opt.passes.prune.stats import Sums
 from onnxslim_opt.runtime.session import Session
-from test_prune_flow import image, residual
+from prune_nets import image, residual
 
 RNG = np.random.default_rng(3)
 ROWS, WIDTH, OUT = 400, 6, 4

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from prune_nets import image
 from prune_random import Grower
 from prune_twin import check, groups
-from test_prune_flow import image
 
 
 @pytest.mark.parametrize("seed", range(25, 49))

@@ -7,7 +7,7 @@ from typing import Any
 
 import onnx_graphsurgeon as gs
 
-from . import flow_elementwise, flow_linear, flow_moves, flow_norms, flow_recurrent
+from . import flow_elementwise, flow_linear, flow_moves, flow_norms, flow_recurrent, flow_reshape
 
 Rule = Callable[[Any, gs.Node], None]
 
@@ -17,6 +17,7 @@ _RULES: dict[str, Rule] = {
     **flow_moves.RULES,
     **flow_norms.RULES,
     **flow_recurrent.RULES,
+    **flow_reshape.RULES,
 }
 _MICROSOFT: dict[str, Rule] = {
     **dict.fromkeys(("Gelu", "FastGelu", "QuickGelu", "BiasGelu"), flow_elementwise.elementwise),
