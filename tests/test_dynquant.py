@@ -74,6 +74,17 @@ def test_layers_that_read_one_tensor_quantize_it_once():
     assert sum(n.op == "DynamicQuantizeLinear" for n in new.graph.nodes) == 1
 
 
+def test_a_weight_that_is_read_both_ways_has_integers_for_each():
+    """A square one, so that no shape tells the two apart."""
+    net = Net()
+    w = net.const((net.rng.standard_normal((48, 48)) * np.geomspace(0.01, 1, 48)[:, None]).astype(np.float32))
+    net.add("MatMul", net.add("Gemm", "x", w, out="g", transB=1), w, out="y")
+    model = net.model({"x": [4, 48]}, ["y"])
+    new, result = rewritten(model, vectors())
+    assert result.did == {"Gemm in dynamic int8": 1, "MatMul in dynamic int8": 1}
+    assert sqnr(model, new, vectors()) > 30
+
+
 def test_convolutions_and_their_biases():
     model = cnn()
     new, result = rewritten(model, images())

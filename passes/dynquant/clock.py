@@ -71,7 +71,7 @@ def dynamic(model: Model) -> None:
     """Turn the one layer of a model into its dynamic form."""
     node = model.graph.nodes[0]
     layer = Layer(node, model.graph, (1, 2) if node.op == "LSTM" else (1,))
-    integers = {node.inputs[k].name: pack(layer, k, 127) for k in layer.weights}
+    integers = {layer.key(k): pack(layer, k, 127) for k in layer.weights}
     Emitter(model, integers).rewrite(layer)
     ir.order.sort(model)
 

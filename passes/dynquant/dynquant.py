@@ -239,11 +239,11 @@ def _rewrite(model: Model, plan: Plan, names: Collection[str], contrib: bool, to
     integers, shifts = {}, {}
     for layer in layers.values():
         for k in layer.weights:
-            held = layer.node.inputs[k].name
-            known = plan.rounded.get(held)
-            integers[held] = pack(layer, k, top) if known is None else known.packed
+            key = layer.key(k)
+            known = plan.rounded.get(key[0])
+            integers[key] = pack(layer, k, top) if known is None else known.packed
             if known is not None and known.shift is not None:
-                shifts[held] = known.shift
+                shifts[key] = known.shift
     emitter, counts = Emitter(model, integers, shifts), Counter(layer.node.op for layer in layers.values())
     for layer in layers.values():
         emitter.rewrite(layer)

@@ -19,21 +19,22 @@ from ...ir import Model, edit
 from ..quant.weights import Packed
 from .layers import CONTRIB, Layer
 
+Key = tuple[str, bool]
 LSTM_ATTRS = ("activation_alpha", "activation_beta", "activations", "clip", "direction", "hidden_size", "input_forget")
 
 
 @dataclass
 class Emitter:
-    """Rewrites layers of one model. integers: {weight's name: its integers and scales}.
+    """Rewrites layers of one model. integers: {`Layer.key`: integers and scales of a weight}.
 
-    shifts: {weight's name: what a bias takes up of its error}.
+    shifts: the same, what a bias takes up of its error.
     """
 
     model: Model
-    integers: dict[str, Packed]
-    shifts: dict[str, np.ndarray] = field(default_factory=dict)
+    integers: dict[Key, Packed]
+    shifts: dict[Key, np.ndarray] = field(default_factory=dict)
     _quantized: dict[tuple[int, int], list[gs.Variable]] = field(default_factory=dict)
-    _constants: dict[tuple[str, str], gs.Constant] = field(default_factory=dict)
+    _constants: dict[tuple[Key, str], gs.Constant] = field(default_factory=dict)
 
     def rewrite(self, layer: Layer) -> None:
         """Put the dynamic form in the layer's place; its output tensor stays."""
@@ -45,13 +46,14 @@ class Emitter:
     def _product(self, layer: Layer) -> None:
         node, graph = layer.node, layer.graph
         x, held = node.inputs[0], node.inputs[1]
-        packed, name, conv = self.integers[held.name], node.name, node.op == "Conv"
+        key, name, conv = layer.key(1), node.name, node.op == "Conv"
+        packed = self.integers[key]
         xq, scale_x, zero_x = self._input(graph, x)
         values = packed.values if conv or not node.attrs.get("transB", 0) else packed.values.T
-        inputs = [xq, self._constant(held.name, "int8", _unsigned(values) if conv else values), zero_x]
+        inputs = [xq, self._constant(key, "int8", _unsigned(values) if conv else values), zero_x]
         attrs = dict(node.attrs) if conv else {}
         if conv:
-            inputs.append(self._constant(held.name, "zero", np.asarray(128, np.uint8)))
+            inputs.append(self._constant(key, "zero", np.asarray(128, np.uint8)))
         out, shape = node.outputs[0], node.outputs[0].shape
         rank = len(held.shape)
         w_scale = packed.scale.reshape(-1, *[1] * (rank - 2)) if conv else packed.scale
@@ -66,7 +68,7 @@ class Emitter:
         made = [
             self._node("ConvInteger" if conv else "MatMulInteger", inputs, sums, name, attrs),
             self._node("Cast", [sums], wide, f"{name}_Cast", {"to": int(TensorProto.FLOAT)}),
-            self._node("Mul", [scale_x, self._constant(held.name, "scale", w_scale)], both, f"{name}_Scales"),
+            self._node("Mul", [scale_x, self._constant(key, "scale", w_scale)], both, f"{name}_Scales"),
             self._node("Mul", [wide, both], last, f"{name}_Mul"),
         ]
         if bias is not None:
@@ -76,7 +78,7 @@ class Emitter:
     def _bias(self, layer: Layer, spatial: int) -> gs.Tensor | None:
         """What is added behind the product: the layer's bias with the mean of its weight's error."""
         node = layer.node
-        bias, shift = edit.get(node, 2), self.shifts.get(node.inputs[1].name)
+        bias, shift = edit.get(node, 2), self.shifts.get(layer.key(1))
         if bias is None and shift is None:
             return None
         if isinstance(bias, gs.Variable):
@@ -101,12 +103,11 @@ class Emitter:
             self._quantized[key] = outs
         return self._quantized[key]
 
-    def _constant(self, weight: str, what: str, values: np.ndarray) -> gs.Constant:
+    def _constant(self, key: Key, what: str, values: np.ndarray) -> gs.Constant:
         """A constant that belongs to a weight, made once."""
-        key = (weight, f"{what}{values.shape}")
-        if key not in self._constants:
-            self._constants[key] = edit.constant(self.model, f"{weight}_{what}", np.ascontiguousarray(values))
-        return self._constants[key]
+        if (key, what) not in self._constants:
+            self._constants[key, what] = edit.constant(self.model, f"{key[0]}_{what}", np.ascontiguousarray(values))
+        return self._constants[key, what]
 
     def _node(
         self, op: str, inputs: list[gs.Tensor], out: gs.Variable, name: str, attrs: dict[str, object] | None = None
@@ -118,15 +119,15 @@ class Emitter:
         given = [edit.get(node, k) for k in range(8)]
         scales = []
         for k in (1, 2):
-            held = node.inputs[k]
-            packed = self.integers[held.name]
+            key = layer.key(k)
+            packed = self.integers[key]
             # [directions, 4·hidden, inputs] → [directions, inputs, 4·hidden], one scale for each of 4·hidden
             values = np.ascontiguousarray(np.swapaxes(packed.values, 1, 2))
             scale = packed.scale.reshape(values.shape[0], -1)
-            given[k] = self._constant(held.name, "int8", values)
+            given[k] = self._constant(key, "int8", values)
             scales += [
-                self._constant(held.name, "scale", scale),
-                self._constant(held.name, "zero", np.zeros(scale.shape, np.int8)),
+                self._constant(key, "scale", scale),
+                self._constant(key, "zero", np.zeros(scale.shape, np.int8)),
             ]
         attrs = {k: v for k, v in node.attrs.items() if k in LSTM_ATTRS}
         outputs, name = list(node.outputs), node.name

@@ -29,6 +29,10 @@ class Layer:
         """Of the node."""
         return str(self.node.name)
 
+    def key(self, index: int) -> tuple[str, bool]:
+        """(weight, whether it is read transposed): read the other way, a constant has other channels and integers."""
+        return str(self.node.inputs[index].name), bool(self.node.attrs.get("transB", 0))
+
 
 def find(model: Model, contrib: bool, excluded: Callable[[gs.Node], bool]) -> tuple[dict[str, Layer], list[Skip]]:
     """{node name: Layer}, and a reason for every layer with weights that cannot be one."""
