@@ -67,13 +67,20 @@ def _collect(graph: onnx.GraphProto, found: dict[str, onnx.TypeProto]) -> None:
 def refresh(model: Model) -> None:
     """Forget the shapes of inner tensors and infer them again.
 
-    Inputs, and the declared types of graph outputs, stay as they are; symbolic sizes keep their names.
+    Inputs, and the declared types of graph outputs, stay as they are; symbolic sizes keep their names. What is
+    declared of an output is a claim that no runtime enforces, so nothing is inferred from it: what follows from the
+    inputs alone is kept beside it, as `tensor.inferred`.
     """
     fixed = {id(t) for graph in model.graphs() for t in graph.inputs} | {id(t) for t in model.graph.outputs}
     inner = {name: t for name, t in model.tensors().items() if isinstance(t, gs.Variable) and id(t) not in fixed}
     for tensor in inner.values():
         tensor.shape = None
-    proto = _infer(shell(model))
+    for tensor in model.graph.outputs:
+        tensor.inferred = None
+    bare_outputs = shell(model)
+    for info in bare_outputs.graph.output:
+        info.type.tensor_type.ClearField("shape")
+    proto = _infer(bare_outputs)
     if proto is None:
         return
     types: dict[str, onnx.TypeProto] = {}
@@ -81,6 +88,21 @@ def refresh(model: Model) -> None:
     for name, tensor in [*inner.items(), *((t.name, t) for t in model.graph.outputs)]:
         if name in types and types[name].HasField("tensor_type") and isinstance(tensor, gs.Variable):
             _fill(tensor, types[name].tensor_type)
+    for tensor in model.graph.outputs:
+        if tensor.name in types and types[tensor.name].HasField("tensor_type"):
+            tensor.inferred = _shape(types[tensor.name].tensor_type)
+    _type_bodies(model)
+
+
+def _type_bodies(model: Model) -> None:
+    """Give untyped inputs of loop bodies the type of what is passed in, which no iteration may change."""
+    for node in model.nodes():
+        if node.domain or node.op not in ("Loop", "Scan") or model.opset < 9:
+            continue
+        counters = 2 if node.op == "Loop" else 0  # a Loop hands in its counter and condition first
+        for inner, outer in zip(node.attrs["body"].inputs[counters:], node.inputs[counters:]):
+            if inner.dtype is None and inner.name not in model.header.protos:
+                inner.dtype = outer.dtype
 
 
 def _fill(tensor: gs.Variable, tensor_type: Any) -> None:

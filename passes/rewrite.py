@@ -60,15 +60,15 @@ class Rewriter:
     def shape(self, tensor: Any) -> list[Any] | None:
         """Sizes of a tensor: int, symbol or None each; None for unknown rank.
 
-        The declared shape of a graph output is a claim that no runtime enforces, so it does not count.
+        The declared shape of a graph output is a claim that no runtime enforces: only what was inferred counts.
         """
         if tensor is None:
             return None
         if isinstance(tensor, gs.Constant):
             return list(tensor.shape)
-        if tensor.shape is None or (id(tensor) in self.outputs and id(tensor) not in self.inputs):
-            return None
-        return list(tensor.shape)
+        claimed = id(tensor) in self.outputs and id(tensor) not in self.inputs
+        shape = getattr(tensor, "inferred", None) if claimed else tensor.shape
+        return None if shape is None else list(shape)
 
     def rank(self, tensor: Any) -> int | None:
         """Number of dimensions; None when unknown."""
@@ -216,7 +216,7 @@ class Rewriter:
         makers = [*old.inputs, *new.inputs]
         users = self.readers(old)
         if id(old) in self.outputs:
-            declared = old.dtype, old.shape
+            declared, new.inferred = (old.dtype, old.shape), new.shape
             edit.replace(self.model, old, new)
             new.dtype, new.shape = declared
             self.outputs.discard(id(old))

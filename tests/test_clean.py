@@ -72,3 +72,18 @@ def test_equal_bytes_of_another_type_are_not_equal(kind):
           z = Sub(b, v)
         }}""")
     assert result.changed == (kind == "float")
+
+
+def test_types_reach_the_bodies_of_scans():
+    model = text.parse("""
+        g (float[2] s0, float[3,2] x) => (float[2] s, float[3,2] y) {
+          s, y = Scan<num_scan_inputs = 1, body = step (state, item) => (next, out) {
+            wide = Cast<to = 1>(item)
+            next = Add(state, wide)
+            out = Neg(wide)
+          }>(s0, x)
+        }""")
+    shapes.refresh(model)
+    shapes.refresh(model)
+    Clean().run(model)
+    assert [n.op for n in model.nodes()] == ["Scan", "Add", "Neg"]

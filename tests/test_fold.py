@@ -35,13 +35,13 @@ def test_a_failing_node_is_skipped_with_its_reason_and_the_others_fold():
 
 def test_growth_is_bounded_in_total_and_said():
     model = text.parse("""
-        g (float[64,64] x) => (float[64,64] y) <float one = {1.5}, int64[2] s = {64, 64}> {
+        g (float[128,128] x) => (float[128,128] y) <float one = {1.5}, int64[2] s = {128, 128}> {
           e = Expand(one, s)
           y = Add(x, e)
         }""")
     result = _fold(model.copy())
     assert not result.changed
-    assert "would grow by 16384 bytes" in result.skipped[0].reason
+    assert "would grow by 65536 bytes" in result.skipped[0].reason
     assert _fold(model, growth=1e4).did["nodes folded"] == 1
 
 

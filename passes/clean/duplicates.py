@@ -74,7 +74,7 @@ def merge_nodes(rw: Rewriter) -> int:
     for graph in list(rw.model.graphs()):
         seen: dict[Any, gs.Node] = {}
         for node in list(graph.nodes):
-            if id(node) in rw.dead or node.domain or node.op in RANDOM or subgraphs(node) or not node.inputs:
+            if id(node) in rw.dead or node.domain or node.op in RANDOM or subgraphs(node):
                 continue
             key = _key(rw.model, node)
             if key is None:

@@ -17,7 +17,7 @@ from . import candidates, control, execute, targets
 # Bytes that a node takes in a file besides its weights (names, operator, attributes): saved when it is folded.
 NODE_BYTES = 48
 # Growth that is always allowed, so that tiny models fold too (bytes).
-FLOOR = 256
+FLOOR = 1 << 14
 ROUNDS = 8
 
 

@@ -29,15 +29,24 @@ def fold_known(model: Model) -> tuple[int, int]:
                 found = follower.known.get(id(tensor))
                 if found is None or not found.complete or isinstance(tensor, gs.Constant):
                     continue
-                if id(tensor) in outputs or len(node.outputs) != 1 or not tensor.outputs:
+                if len(node.outputs) != 1 or not (tensor.outputs or id(tensor) in outputs):
                     continue
-                fixed = edit.constant(model, tensor.name, found.array())
-                edit.replace(model, tensor, fixed, outputs)
+                _store(model, tensor, found.array(), outputs)
                 made += 1
     rewritten = sum(_rewrite(follower, model, n) for n in list(model.nodes()))
     if made or rewritten:
         edit.sweep(model)
     return made, rewritten
+
+
+def _store(model: Model, tensor: gs.Variable, value: np.ndarray, outputs: set[int]) -> None:
+    """Let readers have the value; a graph output becomes the constant itself."""
+    if id(tensor) not in outputs:
+        edit.replace(model, tensor, edit.constant(model, tensor.name, value), outputs)
+        return
+    edit.unlink(*tensor.inputs)
+    tensor.to_constant(value)
+    tensor.__dict__.setdefault("_export_dtype", None)
 
 
 def _rewrite(f: Follower, model: Model, node: gs.Node) -> bool:

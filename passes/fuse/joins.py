@@ -6,9 +6,8 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from ..fold.partial import slice_bounds
+from ..operands import given_axes, slice_bounds
 from ..rewrite import Outcome, Rewriter, Rule
-from .reshape import given_axes
 
 
 def _concat_chain(rw: Rewriter, node: gs.Node) -> Outcome:

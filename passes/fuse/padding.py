@@ -8,7 +8,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from ...ir import edit
-from ..clean.identity import NOT_NEGATIVE
+from ..clean.computing import NOT_NEGATIVE
 from ..rewrite import Outcome, Rewriter, Rule
 
 

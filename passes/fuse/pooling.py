@@ -10,14 +10,10 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from ...ir import edit
+from ..operands import given_axes
 from ..rewrite import Outcome, Rewriter, Rule
 
 _POOLS = {"ReduceMean": "GlobalAveragePool", "ReduceMax": "GlobalMaxPool"}
-
-
-def _axes(rw: Rewriter, node: gs.Node) -> list[int] | None:
-    return list(node.attrs["axes"]) if "axes" in node.attrs else rw.ints(edit.get(node, 1))
 
 
 def _float(tensor: Any) -> bool:
@@ -29,7 +25,7 @@ def _global(rw: Rewriter, node: gs.Node) -> Outcome:
 
     Rank 3 is left alone: there it is mostly the mean of a normalization over features.
     """
-    x, axes = node.inputs[0], _axes(rw, node)
+    x, axes = node.inputs[0], given_axes(rw, node)
     rank = rw.rank(x)
     if rank is None or rank < 4 or not axes or not node.attrs.get("keepdims", 1) or not _float(x):
         return None
@@ -43,7 +39,7 @@ def _twice(rw: Rewriter, node: gs.Node) -> Outcome:
     inner = rw.inner(node.inputs[0], node.op)
     if inner is None or not rw.together(node, inner):
         return None
-    first, second = _axes(rw, inner), _axes(rw, node)
+    first, second = given_axes(rw, inner), given_axes(rw, node)
     rank = rw.rank(inner.inputs[0])
     if not first or not second or rank is None:
         return None

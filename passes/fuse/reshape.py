@@ -9,13 +9,10 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from ...ir import edit
+from ..operands import given_axes
 from ..rewrite import Outcome, Rewriter, Rule, same_sizes
 
 RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
-
-
-def given_axes(rw: Rewriter, node: gs.Node) -> list[int] | None:
-    return list(node.attrs["axes"]) if "axes" in node.attrs else rw.ints(edit.get(node, 1))
 
 
 def reshaped(rw: Rewriter, node: gs.Node, shape: Sequence[Any]) -> list[Any] | None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from ..fold.partial import slice_bounds
+from ..operands import slice_bounds
 from ..rewrite import Outcome, Rewriter, Rule
 from .reshape import RESHAPES, reshaped
 
