@@ -8,7 +8,7 @@ from typing import ClassVar
 from ..ir import Model, from_proto, order, shapes, to_proto
 from .base import Context, Pass, PassResult
 from .clean import Clean
-from .fold import Fold
+from .fold import Fold, fills
 from .fuse import Fuse
 
 ROUNDS = 8
@@ -29,16 +29,18 @@ class Simplify(Pass):
     def run(self, model: Model, ctx: Context | None = None) -> PassResult:
         """Edit `model` in place."""
         did: dict[str, int | float | str] = {}
-        steps: list[Pass] = [Clean(), Fold(self.growth), *([Fuse()] if self.fuse else [])]
         skipped: dict[str, object] = {}
         inlined = inline_functions(model)
         if inlined:
             did["functions inlined"] = inlined
+        fold = Fold(self.growth)
+        allowance = [fold.allowance(model)]
+        opened = fills.open_fills(model)
         for _ in range(ROUNDS):
             shapes.refresh(model)
             changed = False
-            for step in steps:
-                result = step.run(model, ctx)  # type: ignore[arg-type]
+            for step in (Clean(), fold, *([Fuse()] if self.fuse else [])):
+                result = fold.within(model, allowance) if step is fold else step.run(model, ctx)  # type: ignore[arg-type]
                 order.sort(model)
                 changed |= result.changed
                 for key, value in result.did.items():
@@ -46,6 +48,8 @@ class Simplify(Pass):
                 skipped.update({s.node: s for s in result.skipped})
             if not changed:
                 break
+        if opened is not None:
+            fills.close_fills(model, opened, self.growth)
         alive = {n.name for n in model.nodes()}
         refusals = tuple(s for name, s in skipped.items() if name in alive)
         return PassResult(bool(did), did, refusals)  # type: ignore[arg-type]

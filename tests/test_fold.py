@@ -3,8 +3,10 @@
 import casefiles
 import numpy as np
 import pytest
+import suite
 from onnxslim_opt.ir import edit, shapes, text
 from onnxslim_opt.passes.fold import Fold
+from onnxslim_opt.passes.simplify import Simplify
 
 from onnxslim_opt import ir
 
@@ -79,3 +81,50 @@ def test_a_constant_output_keeps_its_declared_symbolic_shape():
     _fold(model)
     assert not list(model.nodes())
     assert ir.to_proto(model).graph.output[0].type.tensor_type.shape.dim[0].dim_param == "N"
+
+
+FILLED = """
+    g (float[1,64,5,5] x) => (float[1,64,5,5] y)
+    <int64[4] ws = {64, 64, 3, 3}, int64[1] cs = {64}, int64[1] big = {20}, float[3000] other = {OTHER}> {
+      w = ConstantOfShape<value = float[1] {0.02}>(ws)
+      b = ConstantOfShape<value = float[1] {0.5}>(cs)
+      c = Conv<pads = [1, 1, 1, 1]>(x, w, b)
+      v = ConstantOfShape<value = float[1] {4.0}>(cs)
+      n = BatchNormalization<epsilon = 0.0>(c, b, v, b, v)
+      d = Conv<pads = [1, 1, 1, 1]>(n, w, b)
+      e = ReduceMax<keepdims = 0>(other)
+      y = Mul(d, e)
+    }"""
+
+
+def _ran(model, x):
+    return suite.session(ir.to_bytes(model)).run(None, {"x": x})[0]
+
+
+@pytest.mark.parametrize("others", [1, 3000])
+def test_weights_of_one_value_fuse_and_stay_small(others):
+    source = FILLED.replace("OTHER", ", ".join(["0.5"] * others)).replace("float[3000]", f"float[{others}]")
+    model = text.parse(source)
+    x = np.random.default_rng(0).standard_normal((1, 64, 5, 5)).astype(np.float32)
+    before, size = _ran(model, x), len(ir.to_bytes(model))
+    Simplify().run(model)
+    ops = [n.op for n in model.nodes()]
+    # ReduceMax folds into a factor and all factors into the weights: two different ones, each still one value
+    assert ops.count("Conv") == 2 and not {"BatchNormalization", "Mul", "ReduceMax"} & set(ops)
+    # biases of 64 equal numbers are stored where the file has become that much smaller
+    assert ops.count("ConstantOfShape") == (2 if others == 3000 else 4)
+    assert len(ir.to_bytes(model)) <= size
+    np.testing.assert_allclose(_ran(model, x), before, rtol=1e-5)
+
+
+def test_a_weight_of_one_value_is_not_stored_in_full_for_a_fusion():
+    model = text.parse(f"""
+        g (float[N,64] x) => (float[N,64] y)
+        <int64[2] ws = {{64, 64}}, float[64] s = {{{", ".join(str(k + 1.0) for k in range(64))}}}> {{
+          w = ConstantOfShape<value = float[1] {{0.02}}>(ws)
+          h = MatMul(x, w)
+          y = Mul(h, s)
+        }}""")
+    result = Simplify().run(model)
+    assert sorted(n.op for n in model.nodes()) == ["ConstantOfShape", "MatMul", "Mul"]
+    assert any("stored in full" in s.reason for s in result.skipped)

@@ -11,8 +11,9 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from ...ir import Model
-from ...ir.model import nbytes, subgraphs
+from ...ir.model import subgraphs
 from ..fold.candidates import RANDOM
+from ..fold.fills import is_fill
 from ..rewrite import Rewriter
 
 # Bytes at both ends of an array that are compared before the whole of it is read.
@@ -42,7 +43,9 @@ def _group(items: Iterable[Any], key: Any) -> list[list[Any]]:
 
 
 def _raw(tensor: gs.Constant) -> Any:
-    """The bytes of a constant without decoding it, where it is still as in the file."""
+    """The bytes of a constant without decoding it, where it is still as in the file; of a fill the one value."""
+    if is_fill(tensor._values):
+        return bytes(tensor._values[(0,) * tensor._values.ndim].tobytes())
     proto = getattr(tensor._values, "tensor", None)
     if proto is not None and proto.HasField("raw_data"):
         return proto.raw_data
@@ -59,7 +62,7 @@ def _ends(tensor: gs.Constant) -> tuple[int, bytes, bytes]:
 
 def _digest(tensor: gs.Constant) -> bytes:
     raw = _raw(tensor)
-    return bytes(raw) if nbytes(tensor) <= 2 * _ENDS else hashlib.blake2b(raw, digest_size=16).digest()
+    return bytes(raw) if len(raw) <= 2 * _ENDS else hashlib.blake2b(raw, digest_size=16).digest()
 
 
 COMMUTATIVE = frozenset(["Add", "Mul", "And", "Or", "Xor", "Equal", "BitwiseAnd", "BitwiseOr", "BitwiseXor"])

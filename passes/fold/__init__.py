@@ -12,7 +12,7 @@ from ...ir import Model, edit
 from ...ir.exporting import weight_bytes
 from ...ir.model import packed_nbytes
 from ..base import Context, Pass, PassResult, Skip
-from . import candidates, control, execute, targets
+from . import candidates, control, execute, fills, targets
 
 # Bytes that a node takes in a file besides its weights (names, operator, attributes): saved when it is folded.
 NODE_BYTES = 48
@@ -34,10 +34,17 @@ class Fold(Pass):
 
     def run(self, model: Model, ctx: Context | None = None) -> PassResult:
         """Edit `model` in place."""
+        return self.within(model, [self.allowance(model)])
+
+    def allowance(self, model: Model) -> int:
+        """Bytes that the weights may grow by."""
+        return FLOOR + int(self.growth * weight_bytes(model))
+
+    def within(self, model: Model, allowance: list[int]) -> PassResult:
+        """Edit `model` in place; `allowance` holds the bytes that are left, and what is used is taken off it."""
         before = sum(1 for _ in model.nodes())
         did: dict[str, int | float | str] = {}
         barred: dict[str, str] = {}
-        allowance = [FLOOR + int(self.growth * weight_bytes(model))]
         for _ in range(ROUNDS):
             inlined = control.inline_ifs(model)
             known, rewritten = targets.fold_known(model)
@@ -84,6 +91,8 @@ def _bar_unaffordable(model: Model, nodes: list[gs.Node], barred: dict[str, str]
     """Bar what shape inference already says would grow the file too much, so that it is never computed."""
     outputs, before = edit.output_ids(model), len(barred)
     for group in candidates.components(nodes, outputs):
+        if candidates.of_fills(group):
+            continue  # of one value, perhaps: how they are stored shows when they are computed
         ends = candidates.frontier(group, outputs)
         sizes = {id(t): candidates.size_of(t) for t in ends}
         saved = candidates.removable(group, outputs) + NODE_BYTES * len(group)
@@ -108,6 +117,8 @@ def _settle(
         for tensor in missing:
             barred.setdefault(tensor.inputs[0].name, "the result is not a tensor, or could not be computed")
         if not missing:
+            if candidates.of_fills(group):
+                values.update({id(t): fills.compact(values[id(t)]) for t in ends})
             saved = candidates.removable(group, outputs) + NODE_BYTES * len(group)
             sizes = {id(t): _bytes(values[id(t)]) for t in ends}
             priced.append((sum(sizes.values()) - saved, group, ends, sizes))
@@ -132,6 +143,8 @@ def _bar_largest(growth: int, ends: list[Any], sizes: dict[int, int], barred: di
 
 
 def _bytes(array: np.ndarray) -> int:
+    if fills.is_fill(array):
+        return array.itemsize
     if array.dtype == np.object_:
         return sum(len(str(v)) for v in array.reshape(-1))
     return packed_nbytes(array.dtype, array.shape)

@@ -12,6 +12,7 @@ from ...ir import Model, edit
 from ...ir.model import nbytes, subgraphs
 from ...ir.order import reads
 from ..rewrite import within
+from .fills import CEILING, is_fill, stored
 
 RANDOM = frozenset(
     ["RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"]
@@ -21,8 +22,6 @@ STORED_SMALL = frozenset({"DequantizeLinear"})
 DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
 # A cast of so few elements stores no weight worth the name.
 FEW = 32
-# No single result above this is computed at all (bytes).
-CEILING = 1 << 30
 
 
 def deterministic(node: gs.Node) -> bool:
@@ -66,7 +65,7 @@ def refusal(node: gs.Node, known: Any) -> str | None:
 def size_of(tensor: Any) -> int:
     """Bytes of a tensor whose shape and type are known; 0 otherwise."""
     if isinstance(tensor, gs.Constant):
-        return nbytes(tensor)
+        return stored(tensor)
     if tensor.shape is None or tensor.dtype is None or not all(isinstance(d, int) for d in tensor.shape):
         return 0
     return int(np.prod([float(d) for d in tensor.shape]) * itemsize(tensor.dtype))
@@ -153,4 +152,9 @@ def removable(nodes: list[gs.Node], outputs: set[int]) -> int:
     dying = {
         id(t): t for node in nodes for t in reads(node) if isinstance(t, gs.Constant) and _dies(t, inside, outputs)
     }
-    return sum(nbytes(t) for t in dying.values())
+    return sum(stored(t) for t in dying.values())
+
+
+def of_fills(nodes: list[gs.Node]) -> bool:
+    """Whether a fill is among what the nodes read."""
+    return any(isinstance(t, gs.Constant) and is_fill(t._values) for n in nodes for t in reads(n))

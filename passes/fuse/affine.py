@@ -15,6 +15,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from ...ir import edit
+from ..fold.fills import compact, is_fill
 from ..rewrite import Outcome, Rewriter, Rule
 
 FLOATS = ("float16", "float32", "float64")
@@ -167,7 +168,7 @@ def in_channels(lin: Linear) -> int:
 def writable(rw: Rewriter, node: gs.Node) -> bool:
     """Whether a new weight may take the place of the old one without leaving both in the file."""
     w = node.inputs[1]
-    return (len(w.outputs) == 1 and not rw.is_output(w)) or w.values.nbytes <= COPY_LIMIT
+    return (len(w.outputs) == 1 and not rw.is_output(w)) or w.values.nbytes <= COPY_LIMIT or is_fill(w.values)
 
 
 def write(rw: Rewriter, node: gs.Node, lin: Linear, weight: np.ndarray, bias: np.ndarray | None) -> Outcome:
@@ -178,6 +179,10 @@ def write(rw: Rewriter, node: gs.Node, lin: Linear, weight: np.ndarray, bias: np
         shift = None if bias is None else np.ascontiguousarray(np.broadcast_to(bias, (lin.count,)).astype(dtype))
     if not np.all(np.isfinite(new)) or (shift is not None and not np.all(np.isfinite(shift))):
         return "the combined weight would not be finite"
+    if is_fill(lin.weight):
+        new = compact(new)
+        if not is_fill(new) and new.nbytes > COPY_LIMIT:
+            return "the weight is one value many times, and would have to be stored in full"
     inputs = [node.inputs[0], rw.constant(node.inputs[1].name, new)]
     if shift is not None:
         given = edit.get(node, 2)
