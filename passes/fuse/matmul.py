@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx_graphsurgeon as gs
 
@@ -31,8 +33,8 @@ def _through_reshapes(rw: Rewriter, node: gs.Node) -> Outcome:
     units = linear_node.attrs.get("alpha", 1.0) == 1.0 and linear_node.attrs.get("beta", 1.0) == 1.0
     if not (plain and units) or start[-1] != w.shape[0] or middle[1] != w.shape[0]:
         return None
-    end = reshaped(rw, node, [middle[0], w.shape[1]])
-    if not same_sizes(end, [*start[:-1], w.shape[1]]):
+    end = [*start[:-1], w.shape[1]]
+    if not any(same_sizes(reshaped(rw, node, shape), end) for shape in _product_shapes(rw, node, middle, end)):
         return None
     bias = edit.get(linear_node, 2)
     if bias is None:
@@ -43,6 +45,12 @@ def _through_reshapes(rw: Rewriter, node: gs.Node) -> Outcome:
     product = rw.insert(node, "MatMul", [x, w])
     product.dtype, product.shape = node.outputs[0].dtype, end
     return rw.become(node, "Add", [product, bias])
+
+
+def _product_shapes(rw: Rewriter, node: gs.Node, middle: list[Any], end: list[Any]) -> list[list[Any]]:
+    """What the Reshape after the product may be read as reshaping: [M, N], and [..., N] where it copies no size."""
+    target = rw.ints(edit.get(node, 1))
+    return [[middle[0], end[-1]], *([end] if target is not None and 0 not in target else [])]
 
 
 def _to_gemm(rw: Rewriter, node: gs.Node) -> Outcome:
