@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnxslim_opt.passes.prune import dead, groups
+from onnxslim_opt.passes.prune import Prune, dead, groups
 from onnxslim_opt.passes.prune.cut import cut
 from prune_nets import NETS, NORMED, Net, attention, image, residual
 from prune_twin import check, distance, run
+from test_prune_pass import context
 
 from onnxslim_opt import ir
 
@@ -114,6 +115,20 @@ def test_describe_says_what_is_tied_and_what_it_carries() -> None:
     assert ("Gemm_9", 1) in stream.members or any(node.startswith("Gemm") for node, _ in stream.members)
     assert stream.params > 0 and stream.macs > 0 and stream.pinned is None
     assert rows[-1].pinned is not None and rows[-1].pinned.startswith("graph output")
+
+
+@pytest.mark.parametrize("name", ["quantized", "group_normed", "lstm_both", "tied", "rotated", "layer_normed"])
+def test_the_pass_scores_cuts_and_refits_what_has_labels(name: str) -> None:
+    make, shape = {**NETS, **{k: v[:2] for k, v in NORMED.items()}}[name]
+    model, rng = make(), np.random.default_rng(0)
+    data = [{"x": rng.standard_normal(shape).astype(np.float32)} for _ in range(12)]
+    ctx, prune = context(model, data), Prune(ratio=0.4, round_to=1, norms="allow")
+    small = model.copy()
+    result = prune.apply(small, prune.plan(model, ctx), 1.0, ctx)
+    ir.order.sort(small)
+    assert result.changed and ir.cost.of(small).params < ir.cost.of(model).params
+    before, after = (run(ir.to_proto(m), data[-1]) for m in (model, small))
+    assert 0 < distance(before, after) < 2
 
 
 READERS: dict[str, Any] = {  # what reads 8 channels of an image, and which axis of its weight counts them

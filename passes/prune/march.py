@@ -107,6 +107,9 @@ class March:
         read = dict.fromkeys(t.name for n in nodes for t in reads(n) if t.name in self.have and t.name not in made)
         part.graph.nodes = nodes
         part.graph.inputs = [tensors[n] if n in tensors else _captured(nodes, n) for n in read]
+        for tensor in part.graph.inputs:
+            if tensor.dtype is None:  # shape inference knows no type where it does not know the operator
+                tensor.dtype = self.shelf.get(tensor.name, 0).dtype
         part.graph.outputs = [tensors[n] for n in outputs]
         part.header.input_order = ()
         part.header.protos = {}

@@ -111,10 +111,12 @@ def paired(model: Model, flow: Flow, feeds: Feeds, ctx: Context) -> dict[int, fl
                 rest = tuple(a for a in range(x.ndim) if a != axis)
                 energy[n, k] = energy.get((n, k), 0.0) + np.square(x, dtype=np.float64).mean(rest)
     for n, p in enumerate(todo):
-        product = energy[n, 0] * energy[n, 1]
-        share = product / max(float(np.sum(product)), 1e-30)
         cells = flow.atoms.resolve(p.inner)
-        for position, row in enumerate(cells if cells is not None else ()):
+        assert cells is not None
+        left, right = (energy[n, k].reshape(-1, len(cells)).mean(0) for k in (0, 1))  # groups of a convolution alike
+        product = left * right
+        share = product / max(float(np.sum(product)), 1e-30)
+        for position, row in enumerate(cells):
             for atom in row[row > 0]:
                 found[int(atom)] = found.get(int(atom), 0.0) + float(share[position])
     return found
