@@ -38,7 +38,7 @@ class Worker:
         self.line = [python, str(HERE), "worker", *role]
         self.process: subprocess.Popen[str] | None = None
 
-    def ask(self, seconds: float, **question: Any) -> dict[str, Any]:
+    def ask(self, patience: float, **question: Any) -> dict[str, Any]:
         """The answer, or {"outcome": "crash" | "timeout"}."""
         if self.process is None:
             pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
@@ -50,7 +50,7 @@ class Worker:
             late.set()
             process.kill()
 
-        alarm = threading.Timer(seconds, stop)
+        alarm = threading.Timer(patience, stop)
         alarm.start()
         try:
             process.stdin.write(json.dumps(question) + "\n")
