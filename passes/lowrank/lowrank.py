@@ -61,8 +61,8 @@ class LowRank(LossyPass):
         metadata={"help": "share of a layer's time that a split must save; negative: MACs decide, nothing is timed"},
     )
     relu: bool = field(
-        default=True,
-        metadata={"help": "fit to what comes behind a ReLU; kept, layer by layer, where unseen rows gain"},
+        default=False,
+        metadata={"help": "fit to what comes behind a ReLU; slow, kept layer by layer where unseen rows gain"},
     )
     refit: bool = field(
         default=False,
