@@ -21,6 +21,7 @@ from . import order
 from .errors import ModelError
 from .model import DEFAULT_DOMAINS, Header, Model
 from .values import ExternalValues, ProtoValues, lazy_values, np_dtype
+from .wellformed import check_node
 
 _SCALARS = {AttributeProto.FLOAT: "f", AttributeProto.INT: "i"}
 _LISTS = {AttributeProto.FLOATS: "floats", AttributeProto.INTS: "ints"}
@@ -167,6 +168,8 @@ class _Importer:
 
     def node(self, proto: onnx.NodeProto, scope: dict[str, Any]) -> gs.Node:
         name = self.node_names.claim(proto.name or f"{proto.op_type}_{len(self.node_names.taken)}")
+        imported = self.header.opsets.get("" if proto.domain in DEFAULT_DOMAINS else proto.domain)
+        check_node(proto, name, imported or (0 if self.ir_version >= 3 else 1))
         inputs = []
         for k in proto.input:
             if k and k not in scope:

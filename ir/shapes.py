@@ -15,11 +15,14 @@ from onnx import TensorProto
 
 from .exporting import bare, tensor_proto, to_proto
 from .importing import _shape, np_dtype
+from .infer import infer
 from .model import Model
 
 # Inference reads the values of shapes, axes, pads and scales: small, or integer. Nothing larger needs its data.
 _SMALL = 1024
 _SMALL_INTEGER = 65536
+# How onnx names the sizes that it cannot tell.
+_INVENTED = "unk__"
 
 
 def of(tensor: Any) -> tuple[Any, ...] | None:
@@ -45,15 +48,6 @@ def shell(model: Model) -> onnx.ModelProto:
     return to_proto(model, shapes=False, store=_shell)
 
 
-def _infer(proto: onnx.ModelProto) -> onnx.ModelProto | None:
-    for data_prop in (True, False):
-        try:
-            return onnx.shape_inference.infer_shapes(proto, data_prop=data_prop)
-        except Exception:  # a node that cannot be inferred must not lose the shapes of the others
-            continue
-    return None
-
-
 def _collect(graph: onnx.GraphProto, found: dict[str, onnx.TypeProto]) -> None:
     queue = [graph]
     while queue:
@@ -73,14 +67,32 @@ def refresh(model: Model) -> None:
     """
     fixed = {id(t) for graph in model.graphs() for t in graph.inputs} | {id(t) for t in model.graph.outputs}
     inner = {name: t for name, t in model.tensors().items() if isinstance(t, gs.Variable) and id(t) not in fixed}
+    bodies = [t for graph in list(model.graphs())[1:] for t in graph.outputs if isinstance(t, gs.Variable)]
+    declared = [(t, t.shape) for t in bodies if id(t) not in fixed and t.shape is not None]
     for tensor in inner.values():
         tensor.shape = None
+    _infer(model, inner)
+    for tensor, shape in declared:
+        tensor.shape = _merged(tensor.shape, shape)
+    _type_bodies(model)
+
+
+def _merged(found: list[Any] | None, declared: list[Any]) -> list[Any]:
+    """What a body declares for its output where inference cannot tell: a Loop of no turns goes by that alone."""
+    if found is None:
+        return declared
+    if len(found) != len(declared):
+        return found
+    return [d if f is None or str(f).startswith(_INVENTED) else f for f, d in zip(found, declared)]
+
+
+def _infer(model: Model, inner: dict[str, gs.Variable]) -> None:
     for tensor in model.graph.outputs:
         tensor.inferred = None
     bare_outputs = shell(model)
     for info in bare_outputs.graph.output:
         info.type.tensor_type.ClearField("shape")
-    proto = _infer(bare_outputs)
+    proto = infer(bare_outputs)
     if proto is None:
         return
     types: dict[str, onnx.TypeProto] = {}
@@ -91,7 +103,6 @@ def refresh(model: Model) -> None:
     for tensor in model.graph.outputs:
         if tensor.name in types and types[tensor.name].HasField("tensor_type"):
             tensor.inferred = _shape(types[tensor.name].tensor_type)
-    _type_bodies(model)
 
 
 def _type_bodies(model: Model) -> None:

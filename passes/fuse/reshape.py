@@ -20,6 +20,8 @@ def reshaped(rw: Rewriter, node: gs.Node, shape: Sequence[Any]) -> list[Any] | N
     rank = len(shape)
     if node.op == "Transpose":
         perm = node.attrs.get("perm", list(range(rank))[::-1])
+        if sorted(perm) != list(range(rank)):
+            return None
         moved = [p for p in perm if shape[p] != 1]
         return [shape[p] for p in perm] if moved == sorted(moved) else None
     if node.op == "Flatten":

@@ -23,7 +23,8 @@ DEPTH = 6
 def _positions(rw: Rewriter, node: gs.Node, values: np.ndarray) -> np.ndarray | None:
     """What a data-moving node makes of an array; None when it is not one, or its parameters are not constant."""
     if node.op == "Transpose":
-        return values.transpose(node.attrs.get("perm"))
+        perm = node.attrs.get("perm")
+        return values.transpose(perm) if perm is None or sorted(perm) == list(range(values.ndim)) else None
     if node.op in RESHAPES:
         shape = reshaped(rw, node, values.shape)
         return None if shape is None or any(not isinstance(d, int) for d in shape) else values.reshape(shape)

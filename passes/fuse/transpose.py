@@ -52,10 +52,12 @@ REACH = 16
 
 
 def _perm(rw: Rewriter, node: gs.Node) -> list[int] | None:
-    if "perm" in node.attrs:
-        return list(node.attrs["perm"])
+    """The axes of a Transpose; None when they are not known, or do not fit the tensor."""
     rank = rw.rank(node.inputs[0])
-    return None if rank is None else list(range(rank))[::-1]
+    if "perm" not in node.attrs:
+        return None if rank is None else list(range(rank))[::-1]
+    perm = list(node.attrs["perm"])
+    return perm if sorted(perm) == list(range(len(perm) if rank is None else rank)) else None
 
 
 def _transpose_chain(rw: Rewriter, node: gs.Node) -> Outcome:

@@ -1,0 +1,81 @@
+"""Shape inference of the onnx package, kept from what ends the process.
+
+Its functions are compiled, and some of them trust the model: they read the type of an input without asking whether
+there is one, or count with an axis that no tensor has. Such a node is hidden for the time of the inference, under a
+domain that nobody knows; its outputs stay unknown, as those of any unknown operator. What is listed here was found by
+running the inference of every operator that onnx defines, at every version, on inputs and attributes of every kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx
+from onnx import AttributeProto
+
+HIDDEN = "onnxslim.hidden"
+# Operators that read the type of their first input unasked.
+_TRUSTING = frozenset(["EyeLike", "RegexFullMatch", "DictVectorizer", "LabelEncoder", "TreeEnsemble"])
+# Attributes that are counted with unasked: axes beyond any rank, and numbers of axes below zero.
+_RANK = 64
+_COUNTED = {"axis": (-_RANK, _RANK), "batch_dims": (0, _RANK)}
+
+
+def infer(proto: onnx.ModelProto) -> onnx.ModelProto | None:
+    """The model with the shapes and types that onnx infers; None when it gives up altogether. Edits `proto`."""
+    trusting: list[tuple[onnx.NodeProto, str]] = []
+    proto.opset_import.append(onnx.helper.make_opsetid(HIDDEN, 1))  # inference gives up where a domain is not listed
+    for node in _nodes(proto.graph):
+        if _counts_wrong(node):
+            node.domain = HIDDEN
+        elif node.op_type in _TRUSTING:
+            trusting.append((node, node.domain))
+    hidden = trusting and _hide(trusting, _typed(proto.graph))
+    found = _run(proto)
+    if found is None or not hidden:
+        return found
+    typed = _typed(found.graph)
+    shown = [(node, domain) for node, domain in hidden if node.input[:1] and node.input[0] in typed]
+    for node, domain in shown:  # what makes their input is now known to give it a type
+        node.domain = domain
+    return (_run(proto) or found) if shown else found
+
+
+def _hide(nodes: list[tuple[onnx.NodeProto, str]], typed: set[str]) -> list[tuple[onnx.NodeProto, str]]:
+    """Hide those whose first input has no known type; returns them."""
+    found = [(node, domain) for node, domain in nodes if not (node.input[:1] and node.input[0] in typed)]
+    for node, _ in found:
+        node.domain = HIDDEN
+    return found
+
+
+def _run(proto: onnx.ModelProto) -> onnx.ModelProto | None:
+    for data_prop in (True, False):
+        try:
+            return onnx.shape_inference.infer_shapes(proto, data_prop=data_prop)
+        except Exception:  # a node that cannot be inferred must not lose the shapes of the others
+            continue
+    return None
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    queue = [graph]
+    while queue:
+        for node in queue.pop().node:
+            yield node
+            queue.extend(a.g for a in node.attribute if a.type == AttributeProto.GRAPH)
+
+
+def _counts_wrong(node: onnx.NodeProto) -> bool:
+    for attribute in node.attribute:
+        low, high = _COUNTED.get(attribute.name, (0, 0))
+        if low != high and attribute.type == AttributeProto.INT and not low <= attribute.i < high:
+            return True
+    return False
+
+
+def _typed(graph: onnx.GraphProto) -> set[str]:
+    """Names in the main graph that surely are tensors with an element type."""
+    known = {t.name for t in graph.initializer if t.data_type}
+    known |= {v.name for v in (*graph.input, *graph.value_info, *graph.output) if v.type.tensor_type.elem_type}
+    return known
