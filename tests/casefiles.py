@@ -13,6 +13,7 @@ the result are then run on the same random inputs. A `--- opset 13` line sets th
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from onnxslim_opt.passes.simplify import Simplify
 from onnxslim_opt import ir
 
 FOLDER = Path(__file__).resolve().parent / "cases"
-PASSES = {p.name: p for p in (Clean, Fold, Fuse, Simplify)}
+PASSES = {p.name: p for p in (Clean, Fold, Fuse, Simplify)} | {"fuse:compact": functools.partial(Fuse, compact=True)}
 _TYPES = {"float": np.float32, "double": np.float64, "int64": np.int64, "int32": np.int32, "bool": np.bool_}
 
 

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from ...ir import edit
 from ..rewrite import Outcome, Rewriter, Rule
+from .affine import LINEAR
+from .bounds import bounds
 
 _FLOATS = ("float32", "float64", "float16")
 
@@ -24,6 +25,11 @@ def _is(rw: Rewriter, tensor: Any, wanted: float) -> bool:
     return isinstance(tensor, gs.Constant) and len(tensor.shape) <= 1 and _near(rw.scalar(tensor), wanted)
 
 
+def _fits(rw: Rewriter, x: Any, *types: str) -> bool:
+    """Whether an operator may take `x` alone: a float, and no scalar, which constants of one axis would broadcast."""
+    return x.dtype is not None and np.dtype(x.dtype).name in (types or _FLOATS) and rw.rank(x) != 0
+
+
 def _with(rw: Rewriter, node: gs.Node | None, wanted: float, ops: tuple[str, ...]) -> Any:
     """The other operand of `x op wanted` (either side for Add and Mul); None when it is not that."""
     if node is None or node.op not in ops or len(node.inputs) != 2:
@@ -32,22 +38,6 @@ def _with(rw: Rewriter, node: gs.Node | None, wanted: float, ops: tuple[str, ...
         if _is(rw, node.inputs[at], wanted):
             return node.inputs[1 - at]
     return None
-
-
-def bounds(rw: Rewriter, node: gs.Node) -> tuple[float | None, float | None] | None:
-    """Lower and upper bound of a Clip or Relu; None when they are not constant."""
-    if node.op == "Relu":
-        return 0.0, None
-    if rw.opset < 11:
-        return node.attrs.get("min"), node.attrs.get("max")
-    found: list[Any] = []
-    for k in (1, 2):
-        tensor = edit.get(node, k)
-        value = None if tensor is None else rw.scalar(tensor)
-        if tensor is not None and value is None:
-            return None
-        found.append(value)
-    return found[0], found[1]
 
 
 def _hard_sigmoid(rw: Rewriter, node: gs.Node) -> Outcome:
@@ -60,7 +50,7 @@ def _hard_sigmoid(rw: Rewriter, node: gs.Node) -> Outcome:
     low, high = bounds(rw, clip)  # type: ignore[misc]
     add = rw.inner(clip.inputs[0], "Add")
     x = _with(rw, add, 3.0, ("Add",))
-    if x is None or x.dtype is None or np.dtype(x.dtype).name not in _FLOATS or not rw.together(node, add):
+    if x is None or not _fits(rw, x) or not rw.together(node, add):
         return None
     if low is None or high is None or float(low) != 0 or float(high) != 6:
         return None
@@ -90,7 +80,7 @@ def _sigmoid(rw: Rewriter, node: gs.Node) -> Outcome:
     e = _with(rw, add, 1.0, ("Add",))
     exp = rw.inner(e, "Exp") if e is not None else None
     neg = rw.inner(exp.inputs[0], "Neg") if exp is not None else None
-    if neg is None or not rw.together(node, add, exp, neg):
+    if neg is None or not rw.together(node, add, exp, neg) or not _fits(rw, neg.inputs[0]):
         return None
     return rw.become(node, "Sigmoid", [neg.inputs[0]])
 
@@ -105,154 +95,170 @@ def _mish(rw: Rewriter, node: gs.Node) -> Outcome:
     return None
 
 
-def _factors(rw: Rewriter, node: gs.Node) -> list[Any]:
-    """Operands of a product of products and of a division by 2, at most four of them."""
-    found: list[Any] = []
-    queue = [node]
-    while queue:
-        current = queue.pop()
-        for tensor in current.inputs:
-            below = rw.inner(tensor, "Mul")
-            if below is not None and len(found) + len(queue) < 4 and rw.together(node, below):
-                queue.append(below)
-            else:
-                found.append(tensor)
+def _polynomial(rw: Rewriter, tensor: Any, x: Any, depth: int = 8) -> dict[int, float] | None:
+    """Coefficients by power of a tensor that is a polynomial in `x` and made for one reader; None when it is not."""
+    if tensor is x:
+        return {1: 1.0}
+    if isinstance(tensor, gs.Constant):
+        value = rw.scalar(tensor) if len(tensor.shape) <= 1 and np.dtype(tensor.dtype).name in _FLOATS else None
+        return None if value is None else {0: float(value)}
+    node = rw.inner(tensor, "Add", "Sub", "Mul", "Div", "Pow") if depth else None
+    if node is None or len(node.inputs) != 2:
+        return None
+    a, b = (_polynomial(rw, t, x, depth - 1) for t in node.inputs)
+    if a is None or b is None:
+        return None
+    if node.op in ("Add", "Sub"):
+        sign = 1.0 if node.op == "Add" else -1.0
+        return {k: a.get(k, 0.0) + sign * b.get(k, 0.0) for k in {*a, *b}}
+    if node.op == "Mul":
+        return _product(a, b)
+    if set(b) != {0}:
+        return None
+    if node.op == "Div":
+        return {k: v / b[0] for k, v in a.items()} if b[0] else None
+    return {k * int(b[0]): v ** int(b[0]) for k, v in a.items()} if len(a) == 1 and b[0] in (2.0, 3.0) else None
+
+
+def _product(a: dict[int, float], b: dict[int, float]) -> dict[int, float]:
+    found: dict[int, float] = {}
+    for j, u in a.items():
+        for k, v in b.items():
+            found[j + k] = found.get(j + k, 0.0) + u * v
     return found
 
 
+def _matches(found: dict[int, float] | None, wanted: dict[int, float]) -> bool:
+    """Whether the coefficients are those wanted, up to how many digits exporters write."""
+    return found is not None and all(
+        abs(found.get(k, 0.0) - wanted.get(k, 0.0)) <= 1e-4 * abs(wanted.get(k, 0.0)) for k in {*found, *wanted}
+    )
+
+
+def _factors(rw: Rewriter, node: gs.Node) -> tuple[float, list[Any]] | None:
+    """The constant factor of a product (divisions by constants too), and its other factors; None when it has many."""
+    number, queue = 1.0, [node]
+    found: list[Any] = []
+    while queue:
+        current = queue.pop()
+        for at, tensor in enumerate(current.inputs):
+            value = rw.scalar(tensor) if len(tensor.shape or ()) <= 1 else None
+            below = rw.inner(tensor, "Mul", "Div")
+            if value is not None and np.asarray(value).dtype.name in _FLOATS:
+                divides = current.op == "Div"
+                if divides and (at == 0 or value == 0):
+                    return None
+                number *= 1.0 / float(value) if divides else float(value)
+            elif current.op == "Div" and at == 1:
+                return None
+            elif below is not None and len(found) + len(queue) < 4 and rw.together(node, below):
+                queue.append(below)
+            else:
+                found.append(tensor)
+    return number, found
+
+
+# What stands inside the erf or tanh of a Gelu, by power of x.
+_ERF = {1: 0.5**0.5}
+_TANH = {1: (2 / np.pi) ** 0.5, 3: (2 / np.pi) ** 0.5 * 0.044715}
+
+
 def _gelu(rw: Rewriter, node: gs.Node) -> Outcome:
-    """0.5 · x · (1 + erf(x / √2)), and the tanh form: Gelu by definition."""
-    factors = _factors(rw, node)
-    half = [t for t in factors if _is(rw, t, 0.5)]
-    gates = [t for t in factors if rw.inner(t, "Add") is not None]
-    if len(factors) != 3 or len(half) != 1:
+    """x · Φ(x) with Φ as (1 + erf(x/√2)) / 2 or its tanh approximation, the factors in any order. By definition."""
+    product = _factors(rw, node)
+    if product is None or len(product[1]) != 2:
         return None
-    for gate in gates:
-        rest = [t for t in factors if t is not gate and t is not half[0]]
-        if len(rest) != 1:
+    for at in (0, 1):
+        x, gate = product[1][at], product[1][1 - at]
+        curve = _halved(rw, gate, product[0])
+        if curve is None or not _fits(rw, x) or not rw.together(node, curve):
             continue
-        curve = _with(rw, rw.inner(gate, "Add"), 1.0, ("Add",))
-        if curve is None:
-            continue
-        if _erf_of(rw, curve, rest[0]):
-            return rw.become(node, "Gelu", rest)
-        if _tanh_of(rw, curve, rest[0]):
-            return rw.become(node, "Gelu", rest, {"approximate": "tanh"})
+        inside = _polynomial(rw, curve.inputs[0], x)
+        if curve.op == "Erf" and _matches(inside, _ERF):
+            return rw.become(node, "Gelu", [x])
+        if curve.op == "Tanh" and _matches(inside, _TANH):
+            return rw.become(node, "Gelu", [x], {"approximate": "tanh"})
     return None
 
 
-def _erf_of(rw: Rewriter, curve: Any, x: Any) -> bool:
-    erf = rw.inner(curve, "Erf")
-    if erf is None:
-        return False
-    arg = rw.inner(erf.inputs[0], "Div", "Mul")
-    inner = _with(rw, arg, 2**0.5, ("Div",))
-    inner = _with(rw, arg, 0.5**0.5, ("Mul",)) if inner is None else inner
-    return inner is x
-
-
-def _tanh_of(rw: Rewriter, curve: Any, x: Any) -> bool:
-    tanh = rw.inner(curve, "Tanh")
-    scaled = _with(rw, rw.inner(tanh.inputs[0], "Mul"), (2 / np.pi) ** 0.5, ("Mul",)) if tanh is not None else None
-    add = rw.inner(scaled, "Add") if scaled is not None else None
+def _halved(rw: Rewriter, gate: Any, number: float) -> gs.Node | None:
+    """The Erf or Tanh node c for which number · gate is 1/2 + c/2."""
+    add = rw.inner(gate, "Add")
     if add is None:
-        return False
-    for at in (0, 1):
-        cubic = _with(rw, rw.inner(add.inputs[1 - at], "Mul"), 0.044715, ("Mul",))
-        if add.inputs[at] is x and cubic is not None and _cube(rw, cubic, x):
-            return True
-    return False
-
-
-def _cube(rw: Rewriter, tensor: Any, x: Any) -> bool:
-    power = rw.inner(tensor, "Pow")
-    if power is not None:
-        return power.inputs[0] is x and _is(rw, power.inputs[1], 3.0)
-    outer = rw.inner(tensor, "Mul")
-    if outer is None:
-        return False
-    for at in (0, 1):
-        square = rw.inner(outer.inputs[at], "Mul")
-        if outer.inputs[1 - at] is x and square is not None and all(t is x for t in square.inputs):
-            return True
-    return False
-
-
-def _clips(rw: Rewriter, node: gs.Node) -> Outcome:
-    """Clip or Relu of a Clip or Relu: one Clip with the bounds that both leave. Exact."""
-    inner = rw.inner(node.inputs[0], "Clip", "Relu")
-    if inner is None or not rw.together(node, inner) or (node.op == inner.op == "Relu"):
-        return None
-    x, dtype = inner.inputs[0], node.inputs[0].dtype
-    first, second = bounds(rw, inner), bounds(rw, node)
-    if first is None or second is None or dtype is None or np.dtype(dtype).name not in ("float32", "float64"):
-        return None
-    low, high = _meet(first, second)
-    if low is not None and high is not None and low > high:
-        return None
-    if low == 0 and high is None:
-        return rw.become(node, "Relu", [x])
-    return _write_clip(rw, node, x, low, high, np.dtype(dtype))
-
-
-def _meet(first: Any, second: Any) -> tuple[Any, Any]:
-    """Bounds of second(first(x)): each bound of the first, clamped by the second."""
-    low, high = (None if v is None else float(v) for v in second)
-
-    def clamp(v: Any) -> Any:
-        v = v if low is None else max(float(v), low)
-        return v if high is None else min(float(v), high)
-
-    a, b = first
-    return (low if a is None else clamp(a)), (high if b is None else clamp(b))
-
-
-def _write_clip(rw: Rewriter, node: gs.Node, x: Any, low: Any, high: Any, dtype: np.dtype) -> Outcome:
-    if rw.opset < 11:
-        if rw.opset < 6:
-            return None
-        attrs = {k: float(v) for k, v in (("min", low), ("max", high)) if v is not None}
-        return rw.become(node, "Clip", [x], attrs)
-    ends = [
-        None if v is None else rw.constant(f"{node.name}_{name}", np.array(v, dtype))
-        for name, v in (("min", low), ("max", high))
-    ]
-    return rw.become(node, "Clip", [x, *ends])
-
-
-def _min_max(rw: Rewriter, node: gs.Node) -> Outcome:
-    """Min(Max(x, a), b) with scalars a <= b is Clip(x, a, b). Exact."""
-    inner_op = "Max" if node.op == "Min" else "Min"
-    outer = _scalar_operand(rw, node)
-    inner = rw.inner(outer[0], inner_op) if outer else None
-    if outer is None or inner is None or not rw.together(node, inner) or rw.opset < 8:
-        return None
-    within = _scalar_operand(rw, inner)
-    if within is None or within[0].dtype is None or np.dtype(within[0].dtype).name not in ("float32", "float64"):
-        return None
-    low, high = (within[1], outer[1]) if node.op == "Min" else (outer[1], within[1])
-    if not float(low) <= float(high):
-        return None
-    return _write_clip(rw, node, within[0], float(low), float(high), np.dtype(within[0].dtype))
-
-
-def _scalar_operand(rw: Rewriter, node: gs.Node) -> tuple[Any, Any] | None:
-    if len(node.inputs) != 2:
         return None
     for at in (0, 1):
-        c, x = node.inputs[at], node.inputs[1 - at]
-        plain = isinstance(c, gs.Constant) and not isinstance(x, gs.Constant)
-        if plain and np.prod(c.shape, dtype=np.int64) == 1 and (len(c.shape) == 0 or len(c.shape) <= (rw.rank(x) or 0)):
-            return x, rw.scalar(c)
+        curve = rw.inner(add.inputs[at], "Erf", "Tanh")
+        scaled = None if curve is not None else rw.inner(add.inputs[at], "Mul")
+        slope = 1.0
+        if scaled is not None:
+            parts = _factors(rw, scaled)
+            if parts is None or len(parts[1]) != 1:
+                continue
+            slope, curve = parts[0], rw.inner(parts[1][0], "Erf", "Tanh")
+        shift = rw.scalar(add.inputs[1 - at])
+        if curve is not None and shift is not None and len(add.inputs[1 - at].shape) <= 1:
+            halves = _near(number * slope, 0.5) and _near(number * float(shift), 0.5)
+            return curve if halves and rw.together(add, curve) else None
+    return None
+
+
+def _hard_swish_product(rw: Rewriter, node: gs.Node) -> Outcome:
+    """x · Clip(x + 3, 0, 6) / 6, the factors in any order. Differs by the rounding of 1/6."""
+    product = _factors(rw, node)
+    if product is None or len(product[1]) != 2 or not _near(product[0], 1 / 6):
+        return None
+    for at in (0, 1):
+        x, clip = product[1][at], rw.inner(product[1][1 - at], "Clip")
+        found = None if clip is None else bounds(rw, clip)
+        if clip is None or found is None or None in found or not rw.together(node, clip):
+            continue
+        low, high = (float(v) for v in found if v is not None)
+        inside = _polynomial(rw, clip.inputs[0], x)
+        if (low, high) == (0.0, 6.0) and inside == {1: 1.0, 0: 3.0} and _fits(rw, x, "float32"):
+            return rw.become(node, "HardSwish", [x])
+    return None
+
+
+def _hard_sigmoid_clip(rw: Rewriter, node: gs.Node) -> Outcome:
+    """Clip(a·x + b, 0, 1) is HardSigmoid by definition."""
+    found = bounds(rw, node)
+    add = rw.inner(node.inputs[0], "Add", "Sub")
+    if found is None or None in found or add is None or [float(v) for v in found if v is not None] != [0.0, 1.0]:
+        return None
+    for scaled in add.inputs:
+        below = rw.inner(scaled, "Mul", "Div")
+        sides = [] if below is None else [t for t in below.inputs if not isinstance(t, gs.Constant)]
+        if below is None or len(sides) != 1 or not rw.together(node, add, below) or not _fits(rw, sides[0], "float32"):
+            continue
+        inside = _polynomial(rw, node.inputs[0], sides[0])
+        if inside is not None and set(inside) == {0, 1} and rw.maker(sides[0], *LINEAR) is None:
+            return rw.become(node, "HardSigmoid", sides, {"alpha": inside[1], "beta": inside[0]})
+    return None
+
+
+def _mish_log(rw: Rewriter, node: gs.Node) -> Outcome:
+    """x · tanh(log(1 + exp(x))) is Mish; where exp overflows tanh is 1 in both. ONNX Runtime is slower at Mish."""
+    for at in (0, 1):
+        tanh = rw.inner(node.inputs[at], "Tanh")
+        log = rw.inner(tanh.inputs[0], "Log") if tanh is not None else None
+        add = rw.inner(log.inputs[0], "Add") if log is not None else None
+        e = _with(rw, add, 1.0, ("Add",))
+        exp = rw.inner(e, "Exp") if e is not None else None
+        if exp is not None and exp.inputs[0] is node.inputs[1 - at] and rw.together(node, tanh, log, add, exp):
+            if not _fits(rw, exp.inputs[0]):
+                return None
+            return rw.become(node, "Mish", [exp.inputs[0]])
     return None
 
 
 RULES = (
-    Rule("Gelu", ("Mul",), _gelu, since=20),
+    Rule("Gelu", ("Mul", "Div"), _gelu, since=20),
     Rule("Mish", ("Mul",), _mish, since=18),
     Rule("HardSwish", ("Mul",), _hard_swish, since=14),
+    Rule("HardSwish", ("Mul", "Div"), _hard_swish_product, since=14),
     Rule("HardSigmoid", ("Div", "Mul"), _hard_sigmoid, since=6),
+    Rule("HardSigmoid", ("Clip",), _hard_sigmoid_clip, since=6),
     Rule("Sigmoid", ("Div", "Reciprocal"), _sigmoid, since=6),
-    Rule("clips joined", ("Clip", "Relu"), _clips),
-    Rule("clips joined", ("Min", "Max"), _min_max),
 )
+# Where ONNX Runtime is slower at the operator than at what it replaces.
+COMPACT = (Rule("Mish", ("Mul",), _mish_log, since=18),)

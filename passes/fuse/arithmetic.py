@@ -116,9 +116,14 @@ def _negated(rw: Rewriter, node: gs.Node) -> Outcome:
 def _reciprocal(rw: Rewriter, node: gs.Node) -> Outcome:
     """x·(1/y) is x / y, up to one rounding."""
     for at in (0, 1):
-        inner = rw.inner(node.inputs[at], "Reciprocal")
-        if inner is not None and rw.together(node, inner) and rw.opset >= 7:
-            return rw.become(node, "Div", [node.inputs[1 - at], inner.inputs[0]])
+        inner = rw.inner(node.inputs[at], "Reciprocal", "Div")
+        if inner is None or not rw.together(node, inner) or rw.opset < 7:
+            continue
+        one = inner.inputs[0] if inner.op == "Div" else None
+        y = inner.inputs[-1]
+        if one is not None and (rw.scalar(one) != 1.0 or len(one.shape) > (rw.rank(y) or 0) or one.dtype.kind != "f"):
+            continue
+        return rw.become(node, "Div", [node.inputs[1 - at], y])
     return None
 
 
