@@ -179,9 +179,8 @@ def _replace_output(model: Model, graph: gs.Graph, index: int, new: Any) -> None
         name = old.name
         old.name = fresh(model, f"{name}_old")
         new.name = name
-        if new.shape is None or (old.shape is not None and any(d is None for d in new.shape)):
-            new.shape = old.shape
-        new.dtype = old.dtype if new.dtype is None else new.dtype
+        new.shape = old.shape  # as declared, and no more than that: the interface stays
+        new.dtype = new.dtype if old.dtype is None else old.dtype
         graph.outputs[index] = new
         return
     makers = list(old.inputs)

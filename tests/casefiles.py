@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 import suite
 from onnxslim_opt.ir import order, shapes, text, verify
@@ -129,6 +130,8 @@ def check(path: Path) -> None:
         wrong = difference(result, parse(parts["after"], opset))
         if wrong:
             raise AssertionError(f"{path.name}: {wrong}; got\n{text.show(result)}")
+    declared = [list(m.graph.output) for m in (onnx.ModelProto.FromString(before), ir.to_proto(result))]
+    assert declared[0] == declared[1], f"{path.name}: the declared outputs changed"
     one, two = suite.session(before), suite.session(ir.to_bytes(result))
     assert suite.interface(one) == suite.interface(two), f"{path.name}: the interface changed"
     for seed in (0, 1):

@@ -26,8 +26,8 @@ REDUCE = ["ReduceMax", "ReduceMin", "ReduceMean", "ReduceProd", "ReduceL2"]
 class Builder:
     """Grows one graph."""
 
-    def __init__(self, seed: int, opset: int = 17):
-        self.rng = np.random.default_rng(seed)
+    def __init__(self, rng: Any, opset: int = 17):
+        self.rng = rng
         self.opset = opset
         self.nodes: list[onnx.NodeProto] = []
         self.weights: list[TensorProto] = []
@@ -463,20 +463,25 @@ STEPS: list[Callable[[Builder], None]] = [
 
 def build(seed: int, opset: int = 17) -> onnx.ModelProto:
     """One random model; run it with the feeds of `feeds(seed)`."""
-    b = Builder(seed, opset)
+    b = Builder(np.random.default_rng(seed), opset)
+    return grow(b, 5, 45, STEPS)
+
+
+def grow(b: Builder, least: int, most: int, steps: list[Callable[[Builder], None]]) -> onnx.ModelProto:
+    """A model of `least` to about `most` nodes; its outputs are what nobody reads, and a few more."""
     inputs = [("x", (BATCH, 4, 6, 5)), ("v", (BATCH, 8))]
     b.floats += inputs
-    wanted = int(b.rng.integers(5, 45))
+    wanted = int(b.rng.integers(least, most))
     while len(b.nodes) < wanted:
-        b.pick(STEPS)(b)
+        b.pick(steps)(b)
     made = b.floats[2:]
     read = {name for node in b.nodes for name in node.input}
     leaves = [t for t in made if t[0] not in read]
     ends = {t[0]: t for t in leaves} | {t[0]: t for t in (b.pick(made) for _ in range(int(b.rng.integers(3))))}
     infos = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["N", *s[1:]]) for n, s in inputs]
     outs = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [None] * len(s)) for n, s in ends.values()]
-    graph = helper.make_graph(b.nodes, f"random{seed}", infos, outs, b.weights)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+    graph = helper.make_graph(b.nodes, "random", infos, outs, b.weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", b.opset)], ir_version=10)
 
 
 def feeds(seed: int) -> dict[str, np.ndarray]:
