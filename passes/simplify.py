@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import onnx
+
 from ..ir import Model, from_proto, order, shapes, to_proto
-from .base import Context, Pass, PassResult
+from ..ir.errors import OptionError
+from . import opset as versions
+from .base import Context, Pass, PassResult, Skip
 from .clean import Clean
 from .fold import Fold, fills
 from .fuse import Fuse
@@ -21,12 +25,20 @@ class Simplify(Pass):
     fuse: also fuse operators (float results differ by rounding); without it values stay the same.
     compact: also fuse where ONNX Runtime is slower at the operator than at its spelled-out form (Swish, some Mish).
     growth: how much the weights may grow in total when constants are folded, as a fraction.
+    opset: raise the model's operator set to this version first, so that newer operators can be fused; 0 leaves it.
     """
 
     name: ClassVar[str] = "simplify"
+    raises_opset: ClassVar[bool] = True
     fuse: bool = True
     compact: bool = False
     growth: float = 0.005
+    opset: int = 0
+
+    def __post_init__(self) -> None:
+        newest = onnx.defs.onnx_opset_version()
+        if not 0 <= self.opset <= newest:
+            raise OptionError(f"simplify: opset={self.opset} is none that this build knows (1 to {newest})")
 
     def run(self, model: Model, ctx: Context | None = None) -> PassResult:
         """Edit `model` in place."""
@@ -35,6 +47,9 @@ class Simplify(Pass):
         inlined = inline_functions(model)
         if inlined:
             did["functions inlined"] = inlined
+        before, why = model.opset, self._raise(model, ctx)
+        if model.opset != before:
+            did["opset"] = f"{before} → {model.opset}"
         fold = Fold(self.growth)
         allowance = [fold.allowance(model)]
         opened = fills.open_fills(model)
@@ -54,7 +69,18 @@ class Simplify(Pass):
             fills.close_fills(model, opened, self.growth)
         alive = {n.name for n in model.nodes()}
         refusals = tuple(s for name, s in skipped.items() if name in alive)
+        if why:
+            refusals = (Skip(model.graph.name, why), *refusals)  # type: ignore[assignment]
         return PassResult(bool(did), did, refusals)  # type: ignore[arg-type]
+
+    def _raise(self, model: Model, ctx: Context | None) -> str:
+        """Raise the opset as far as asked; returns why it could not be done, "" otherwise. Never lowers it."""
+        if not 0 < model.opset < self.opset:
+            return ""
+        new, why = versions.raised(model, ctx.fit if ctx else None, self.opset)
+        if new is not None:
+            _take(model, new)
+        return why
 
 
 def inline_functions(model: Model) -> int:
@@ -69,6 +95,11 @@ def inline_functions(model: Model) -> int:
     count = len(model.header.functions)
     inlined = from_proto(onnx.inliner.inline_local_functions(to_proto(model)))
     inlined.header.external, inlined.header.data_files = model.header.external, model.header.data_files
-    model.graph, model.header = inlined.graph, inlined.header
-    model.__dict__.pop("_namer", None)
+    _take(model, inlined)
     return count
+
+
+def _take(model: Model, other: Model) -> None:
+    """Make `model` hold what `other` holds."""
+    model.graph, model.header = other.graph, other.header
+    model.__dict__.pop("_namer", None)

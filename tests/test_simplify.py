@@ -11,6 +11,7 @@ import pytest
 import randomgraphs
 import suite
 from onnxslim_opt.ir import text, verify
+from onnxslim_opt.ir.errors import OptionError
 from onnxslim_opt.passes.simplify import Simplify
 
 from onnxslim_opt import ir
@@ -179,6 +180,46 @@ def test_local_functions_are_inlined():
     assert node.op == "Mul" and float(node.inputs[1].values) == 4.0
     assert result.did["functions inlined"] == 1
     assert not model.header.functions
+
+
+SPELLED = """
+    g (float[N,4] x) => (float[N,4] y) <int64[1] a = {-1}, float e = {0.01}> {
+      p = Mul(x, x)
+      m = ReduceMean<axes = [-1]>(p)
+      v = Add(m, e)
+      r = Sqrt(v)
+      y = Div(x, r)
+    }"""
+
+
+def test_the_opset_is_raised_only_when_asked():
+    model = casefiles.parse(SPELLED, "17")
+    before = suite.session(ir.to_bytes(model))
+    assert not Simplify().run(model).did.get("opset") and model.opset == 17
+    result = Simplify(opset=23).run(model)
+    assert result.did["opset"] == "17 → 23" and model.opset == 23
+    assert [n.op for n in model.nodes()] == ["RMSNormalization"]
+    after = suite.session(ir.to_bytes(model))
+    assert suite.interface(before) == suite.interface(after)
+    feeds = casefiles.random_feeds(before)
+    np.testing.assert_allclose(after.run(None, feeds)[0], before.run(None, feeds)[0], rtol=1e-5)
+
+
+def test_the_opset_is_never_lowered():
+    model = casefiles.parse(SPELLED, "17")
+    Simplify(opset=13).run(model)
+    assert model.opset == 17
+
+
+def test_an_opset_that_nobody_knows_is_refused():
+    with pytest.raises(OptionError, match="opset=999"):
+        Simplify(opset=999)
+
+
+def test_an_opset_that_the_converter_does_not_reach_is_said_so():
+    model = text.parse('<ir_version: 7, opset_import: ["" : 7]> g (float[1,1,2,2] x) => (y) { y = Foo(x) }')
+    result = Simplify(opset=23).run(model)
+    assert model.opset == 7 and "raising the opset to 23 failed" in result.skipped[0].reason
 
 
 def test_weights_are_not_decoded_without_need():

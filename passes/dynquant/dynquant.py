@@ -14,8 +14,9 @@ import onnx_graphsurgeon as gs
 from ...ir import Model, order, shapes
 from ...ir.errors import OptionError
 from ...runtime import Session, latency, probe
+from .. import opset
 from ..base import Context, LossyPass, PassResult, Skip
-from ..quant import opset, rounding, sensitivity, storage
+from ..quant import rounding, sensitivity, storage
 from ..quant.rounding import Rounded
 from ..transaction import adopt
 from .clock import Clock, greatest, pack

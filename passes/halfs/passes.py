@@ -13,8 +13,8 @@ from ...ir import Model, edit, ops
 from ...ir.errors import OptionError
 from ...runtime import ranges
 from ...runtime.ranges import Range
+from .. import opset
 from ..base import Context, LossyPass, PassResult, Skip
-from ..quant import opset
 from ..transaction import adopt
 from . import convert, formats, storage, typing
 from .formats import BF16, FP16, Format

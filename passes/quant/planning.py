@@ -11,9 +11,10 @@ import onnx_graphsurgeon as gs
 
 from ...ir import Model, order, shapes
 from ...runtime import Session, latency, probe
+from .. import opset
 from ..base import Context, Skip
 from ..target import Target
-from . import eligible, insert, opset, placement, regions, rounding, sensitivity, statistics
+from . import eligible, insert, placement, regions, rounding, sensitivity, statistics
 from .insert import Recipe
 from .placement import Placement
 from .rounding import Rounded

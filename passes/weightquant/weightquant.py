@@ -14,9 +14,10 @@ import onnx_graphsurgeon as gs
 from ...ir import Model, order, shapes
 from ...ir.errors import OptionError
 from ...runtime import Session, latency, moments
+from .. import opset
 from ..base import Context, LossyPass, PassResult, Skip
 from ..dynquant.layers import product_reason
-from ..quant import opset, rounding, sensitivity, storage
+from ..quant import rounding, sensitivity, storage
 from ..quant.rounding import Rounded
 from ..transaction import adopt
 from . import blocks, emit
