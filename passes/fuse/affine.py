@@ -287,6 +287,8 @@ def _absorb_before(rw: Rewriter, node: gs.Node, inner: gs.Node, x: Any, lin: Lin
     if not rw.sole(node.inputs[0]):
         return "the value before it is used elsewhere"
     shifts = bool(np.any(affine.shift))
+    if shifts and node.op == "ConvTranspose":
+        return "a shift before a transposed convolution does not reach all of its outputs alike"
     if shifts and node.op == "Conv" and _padded(node):
         return "the convolution pads, and a shift before it does not reach the padding"
     if shifts and (rw.opset < 7 or (node.op == "MatMul" and lin.rank != 2)):
@@ -313,5 +315,5 @@ def _contract(lin: Linear, shift: np.ndarray) -> np.ndarray:
 RULES = (
     Rule("batch norms absorbed", ("BatchNormalization",), _after),
     Rule("scales and shifts absorbed", ("Mul", "Div", "Add", "Sub"), _after),
-    Rule("scales and shifts absorbed", ("Conv", "Gemm", "MatMul"), _before),
+    Rule("scales and shifts absorbed", ("Conv", "ConvTranspose", "Gemm", "MatMul"), _before),
 )
