@@ -265,7 +265,31 @@ def _recurrent(b: Builder) -> None:
     b.emit(op, [x, w.name, r.name], (s[0], 1, s[1], hidden), hidden_size=hidden)
 
 
+def _sandwich(b: Builder) -> None:
+    """Transpose, something that speaks of axes, and a Transpose back (or elsewhere)."""
+    x, s = b.tensor()
+    if len(s) < 2 or np.prod(s) > 4096:
+        return
+    perm = [int(k) for k in b.rng.permutation(len(s))]
+    y, t = b.emit("Transpose", [x], tuple(s[k] for k in perm), perm=perm)
+    kind = b.rng.integers(3)
+    if kind == 0:
+        pads = [int(b.rng.integers(3)) for _ in range(2 * len(t))]
+        fill = [b.const(np.float32(1.5))] if b.chance(0.5) else []
+        t = tuple(d + pads[k] + pads[k + len(t)] for k, d in enumerate(t))
+        y, t = b.emit("Pad", [y, b.ints(pads), *fill], t)
+    elif kind == 1:
+        axis = int(b.rng.integers(len(t)))
+        op, t = b.pick(["ReduceMax", "ReduceMean"]), tuple(1 if k == axis else d for k, d in enumerate(t))
+        inputs, attrs = ([y], {"axes": [axis]}) if b.opset < 18 else ([y, b.ints([axis - len(t)])], {})
+        y, t = b.emit(op, inputs, t, **attrs)
+    else:
+        y, t = b.emit("Mul", [y, b.random([d if b.chance(0.5) else 1 for d in t])], t)
+    back = [perm.index(k) for k in range(len(s))] if b.chance(0.7) else perm
+    b.emit("Transpose", [y], tuple(t[k] for k in back), perm=back)
+
+
 MORE: list[Callable[[Builder], None]] = [
     _activation, _activation, _softmax, _rms, _attention, _curve, _norms, _space, _select, _moves, _moves, _counted,
-    _sums, _loop, _sequence, _recurrent,
+    _sums, _loop, _sequence, _recurrent, _sandwich, _sandwich,
 ]  # fmt: skip

@@ -1,52 +1,15 @@
-"""Transposes that join or cancel, across element-wise operators, sums and Concats. Exact."""
+"""Transposes that join or cancel, across what does not mind the order of axes, sums and Concats. Exact."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import onnx_graphsurgeon as gs
 
 from ..rewrite import Outcome, Rewriter, Rule
+from .crossing import BINARY, crossing, turn
 
-# Element-wise operators of one tensor: moving data before them or after them is the same.
-UNARY = frozenset(
-    [
-        "Relu",
-        "Sigmoid",
-        "Tanh",
-        "Abs",
-        "Neg",
-        "Exp",
-        "Log",
-        "Sqrt",
-        "Reciprocal",
-        "Erf",
-        "Floor",
-        "Ceil",
-        "Round",
-        "Sign",
-        "Not",
-        "Softplus",
-        "Softsign",
-        "HardSigmoid",
-        "HardSwish",
-        "LeakyRelu",
-        "Elu",
-        "Selu",
-        "Celu",
-        "ThresholdedRelu",
-        "Cast",
-        "Clip",
-        "Identity",
-        "Sin",
-        "Cos",
-        "Mish",
-        "Gelu",
-    ]
-)
-BINARY = ("Add", "Sub", "Mul", "Div", "Pow", "Max", "Min")
 # How many element-wise operators are crossed in search of a Transpose that cancels.
 REACH = 16
 
@@ -71,43 +34,12 @@ def _transpose_chain(rw: Rewriter, node: gs.Node) -> Outcome:
             return None
         if inner.op == "Transpose":
             return _join(rw, node, path[1:], inner, outer)
-        data = _crossing(rw, inner, len(outer))
+        data = crossing(rw, inner, len(outer))
         if data is None or not rw.sole(top) or not rw.together(inner, node):
             return None
         path.append(inner)
         top = data
     return None
-
-
-def _crossing(rw: Rewriter, node: gs.Node, rank: int) -> Any:
-    """The data input of an operator that a Transpose may cross; None for all others."""
-    if node.op in UNARY:
-        plain = all(isinstance(t, gs.Constant) for t in node.inputs[1:] if t.name)
-        return node.inputs[0] if plain else None
-    if node.op not in BINARY or len(node.inputs) != 2 or rw.opset < 7:
-        return None
-    data = [t for t in node.inputs if not isinstance(t, gs.Constant)]
-    fixed = [t for t in node.inputs if isinstance(t, gs.Constant)]
-    if len(data) != 1 or rw.small(fixed[0]) is None or len(fixed[0].shape) > rank or rw.rank(data[0]) != rank:
-        return None
-    return data[0]
-
-
-def _turn(rw: Rewriter, node: gs.Node, x: Any, back: list[int]) -> None:
-    """Let a crossed operator read `x`, its constant operand with its axes put back as they are there."""
-    if node.op in UNARY:
-        rw.rewire(node, [x, *list(node.inputs)[1:]])
-        return
-    inputs = []
-    for tensor in node.inputs:
-        if not isinstance(tensor, gs.Constant):
-            inputs.append(x)
-        elif np.prod(tensor.shape, dtype=np.int64) == 1 and len(tensor.shape) <= 1:
-            inputs.append(tensor)
-        else:
-            full = tensor.values.reshape([1] * (len(back) - tensor.values.ndim) + list(tensor.shape))
-            inputs.append(rw.constant(tensor.name, np.ascontiguousarray(full.transpose(back))))
-    rw.rewire(node, inputs)
 
 
 def _join(rw: Rewriter, node: gs.Node, path: list[gs.Node], inner: gs.Node, outer: list[int]) -> Outcome:
@@ -130,7 +62,7 @@ def _join(rw: Rewriter, node: gs.Node, path: list[gs.Node], inner: gs.Node, oute
         _permute_shape(crossed.outputs[0], back)
     for position, crossed in enumerate(path):
         x = path[position + 1].outputs[0] if position + 1 < len(path) else inner.inputs[0]
-        _turn(rw, crossed, x, back)
+        turn(rw, crossed, x, back)
     if gone:
         return rw.replace(node.outputs[0], last.outputs[0])
     node.attrs["perm"] = both
