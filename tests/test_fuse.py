@@ -1,9 +1,12 @@
 """`fuse`: every case file, and what text cannot show."""
 
+import dataclasses
+
 import casefiles
 import numpy as np
 import pytest
 from onnxslim_opt.ir import edit, shapes, text
+from onnxslim_opt.passes import fuse
 from onnxslim_opt.passes.fuse import Fuse
 
 from onnxslim_opt import ir
@@ -12,6 +15,26 @@ from onnxslim_opt import ir
 @pytest.mark.parametrize("path", casefiles.found("fuse"), ids=lambda p: p.stem)
 def test_case(path):
     casefiles.check(path)
+
+
+def test_every_rule_has_a_case(monkeypatch):
+    done, rules = set(), (*fuse.RULES, *fuse.COMPACT)
+
+    def watched(rule):
+        def apply(rw, node):
+            outcome = rule.apply(rw, node)
+            if outcome is True:
+                done.add(rule.apply)
+            return outcome
+
+        return dataclasses.replace(rule, apply=apply)
+
+    for name in ("RULES", "COMPACT"):
+        monkeypatch.setattr(fuse, name, tuple(map(watched, getattr(fuse, name))))
+    for path in casefiles.found("fuse"):
+        parts = casefiles.sections(path)
+        casefiles.apply(casefiles.parse(parts["before"], parts.get("opset", "17")), parts["pipeline"])
+    assert {f"{r.apply.__module__}.{r.apply.__name__}" for r in rules if r.apply not in done} == set()
 
 
 def _fuse(source):
