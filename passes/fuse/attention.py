@@ -14,9 +14,11 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from ..rewrite import Outcome, Rewriter, Rule, same_sizes
-from .reshape import reshaped
+from .normal import only_reader
+from .reshape import RESHAPES, reshaped
 
 HEADS_APART = [0, 2, 1, 3]  # [B, S, H, D] to [B, H, S, D], and back
+LAST_TWO = [0, 1, 3, 2]
 _PASSES_ON = ("Unsqueeze", "Reshape", "Slice", "Expand", "Transpose", "Identity")
 
 
@@ -46,23 +48,26 @@ def _attention(rw: Rewriter, node: gs.Node) -> Outcome:
     q, before = _scaled(rw, product.inputs[0])
     turned, also = _scaled(rw, product.inputs[1])
     scale *= before * also
-    transpose = rw.maker(turned, "Transpose")
-    perm = None if transpose is None else list(transpose.attrs.get("perm", []))
-    if transpose is None or perm not in ([0, 1, 3, 2], [0, 2, 3, 1]) or not scale > 0:
+    across = rw.shape(turned)
+    if across is None or len(across) != 4 or not scale > 0 or not _turned(rw, turned):
         return None
-    k = transpose.inputs[0]
-    keys = rw.shape(k)
-    if keys is not None and len(keys) == 4 and perm == [0, 2, 3, 1]:
-        keys = [keys[a] for a in HEADS_APART]
+    keys = [across[a] for a in LAST_TWO]
     if not _fits(rw.shape(q), keys, rw.shape(v)):
         return None
     wanted = [*rw.shape(q)[:3], keys[2]]  # type: ignore[index]
     if mask is not None and not (_covers(rw.shape(mask), wanted) and _some_seen(rw, mask)):
         return "the mask could hide whole rows, or is broadcast in a way that the operator does not take"
-    if perm == [0, 2, 3, 1]:
-        k = rw.insert(node, "Transpose", [k], {"perm": HEADS_APART})
-        k.dtype, k.shape = v.dtype, list(keys)  # type: ignore[arg-type]
+    k = rw.insert(node, "Transpose", [turned], {"perm": LAST_TWO})  # joins, or cancels, that which made it
+    k.dtype, k.shape = v.dtype, keys
     return rw.become(node, "Attention", [q, k, v, *([] if mask is None else [mask])], {"scale": scale})
+
+
+def _turned(rw: Rewriter, tensor: Any) -> bool:
+    """Whether a Transpose made a tensor, Reshapes aside: turning it once more then costs nothing."""
+    node = rw.maker(tensor, "Transpose", *RESHAPES)
+    while node is not None and node.op in RESHAPES:
+        node = rw.maker(node.inputs[0], "Transpose", *RESHAPES)
+    return node is not None
 
 
 def _masked(rw: Rewriter, scores: Any) -> tuple[Any, Any]:
@@ -108,6 +113,10 @@ def _some_seen(rw: Rewriter, mask: Any) -> bool:
 
 def _heads_inside(rw: Rewriter, node: gs.Node) -> Outcome:
     """Heads taken apart before an Attention and put together after it: the operator does both. Exact."""
+    if node.op == "Attention":  # what makes its inputs may have changed after the Reshape was looked at
+        below = only_reader(rw, node, "Transpose")
+        end = None if below is None else only_reader(rw, below, "Reshape")
+        return None if end is None else _heads_inside(rw, end)
     transpose = rw.inner(node.inputs[0], "Transpose")
     attention = None if transpose is None else rw.inner(transpose.inputs[0], "Attention")
     if transpose is None or attention is None or list(transpose.attrs.get("perm", [])) != HEADS_APART:
@@ -146,5 +155,5 @@ def _together(rw: Rewriter, tensor: Any) -> tuple[Any, int, int] | None:
 
 RULES = (
     Rule("Attention", ("MatMul",), _attention, since=23),
-    Rule("heads inside Attention", ("Reshape",), _heads_inside, since=23),
+    Rule("heads inside Attention", ("Reshape", "Attention"), _heads_inside, since=23),
 )

@@ -105,12 +105,11 @@ def _reshape_chain(rw: Rewriter, node: gs.Node) -> Outcome:
         if not rw.replace(node.outputs[0], x):
             return rw.become(node, "Identity", [x])
         return True
-    return _one_reshape(rw, node, x, start, end) or _absolute(rw, node, inner)
+    return one_reshape(rw, node, x, start, end) or _absolute(rw, node, inner)
 
 
-def _one_reshape(rw: Rewriter, node: gs.Node, x: Any, start: list[Any], end: list[Any]) -> Outcome:
-    if rw.opset < 5:
-        return None
+def target_of(start: list[Any], end: list[Any]) -> list[int] | None:
+    """A Reshape's target that makes `end` of the shape `start`; None where none can say that."""
     target, free = [], 0
     for k, d in enumerate(end):
         if isinstance(d, int) and d > 0:
@@ -120,7 +119,13 @@ def _one_reshape(rw: Rewriter, node: gs.Node, x: Any, start: list[Any], end: lis
         else:
             target.append(-1)
             free += 1
-    if free > 1 or any(d == 0 for d in end if isinstance(d, int)):
+    return None if free > 1 or any(d == 0 for d in end if isinstance(d, int)) else target
+
+
+def one_reshape(rw: Rewriter, node: gs.Node, x: Any, start: list[Any], end: list[Any]) -> Outcome:
+    """Turn a node into the Reshape of `x` (of shape `start`) to `end`; None where that cannot be said."""
+    target = target_of(start, end)
+    if rw.opset < 5 or target is None:
         return None
     return rw.become(node, "Reshape", [x, rw.constant(f"{node.name}_shape", np.array(target, np.int64))])
 
