@@ -1,11 +1,12 @@
 """`fuse`: every case file, and what text cannot show."""
 
 import dataclasses
+import types
 
 import casefiles
 import numpy as np
 import pytest
-from onnxslim_opt.ir import edit, shapes, text
+from onnxslim_opt.ir import cost, edit, shapes, text
 from onnxslim_opt.passes import fuse
 from onnxslim_opt.passes.fuse import Fuse
 
@@ -18,7 +19,7 @@ def test_case(path):
 
 
 def test_every_rule_has_a_case(monkeypatch):
-    done, rules = set(), (*fuse.RULES, *fuse.COMPACT)
+    done, rules = set(), (*fuse.RULES, *fuse.COMPACT, *fuse.attention.RULES)
 
     def watched(rule):
         def apply(rw, node):
@@ -31,10 +32,23 @@ def test_every_rule_has_a_case(monkeypatch):
 
     for name in ("RULES", "COMPACT"):
         monkeypatch.setattr(fuse, name, tuple(map(watched, getattr(fuse, name))))
+    monkeypatch.setattr(fuse.attention, "RULES", tuple(map(watched, fuse.attention.RULES)))
     for path in casefiles.found("fuse"):
         parts = casefiles.sections(path)
         casefiles.apply(casefiles.parse(parts["before"], parts.get("opset", "17")), parts["pipeline"])
     assert {f"{r.apply.__module__}.{r.apply.__name__}" for r in rules if r.apply not in done} == set()
+
+
+@pytest.mark.parametrize(("follows", "left"), [((), 1), (("simplify",), 1), (("prune", "quant"), 5)])
+def test_attention_stays_spelled_out_for_lossy_passes(follows, left):
+    parts = casefiles.sections(casefiles.FOLDER / "fuse" / "attention.onnxtxt")
+    model = casefiles.parse(parts["before"], parts["opset"])
+    shapes.refresh(model)
+    macs = cost.of(model).macs
+    fuse.Fuse().run(model, types.SimpleNamespace(follows=follows))
+    assert len(list(model.nodes())) == left
+    shapes.refresh(model)
+    assert cost.of(model).macs == macs > 0
 
 
 def _fuse(source):

@@ -42,6 +42,14 @@ def _einsum_macs(node: gs.Node, sizes: SizeOf) -> int:
     return math.prod(labels.values()) if len(terms) > 1 else 0
 
 
+def _attention_macs(node: gs.Node, sizes: SizeOf) -> int:
+    """Queries times keys, and what comes of it times values: [B, H, S, D] or, heads together, [B, S, H·D]."""
+    out, q, k = sizes(node.outputs[0]), sizes(node.inputs[0]), sizes(node.inputs[1])
+    if out is None or q is None or k is None or len(node.inputs) > 4:
+        return 0
+    return (math.prod(q) + math.prod(out)) * k[-2]
+
+
 FACTS = (
     Facts("Gemm", "weighted", weight=_gemm_weight, macs=_product_macs, quant=Quant(weighted=True)),
     Facts(
@@ -52,6 +60,7 @@ FACTS = (
         quant=Quant(inputs=(0, 1), weighted=True),
     ),
     Facts("Einsum", "weighted", macs=_einsum_macs),
+    Facts("Attention", "opaque", macs=_attention_macs),
     Facts("MatMulInteger", "opaque", macs=_product_macs),
     Facts("QLinearMatMul", "opaque"),
 )

@@ -37,7 +37,6 @@ RULES = (
     *normal.RULES,
     *rms.RULES,
     *softmax.RULES,
-    *attention.RULES,
     *activation.RULES,
     *bounds.RULES,
     *padding.RULES,
@@ -52,6 +51,9 @@ RULES = (
     *pooling.RULES,
     *arithmetic.RULES,
 )
+# Passes that do not mind an Attention. Others prune its heads, or compute its products in 8 bits: it stays spelled out
+# for them.
+EXACT = frozenset(["simplify", "fold", "clean", "fuse"])
 # Fewer nodes, though ONNX Runtime is slower at them than at what it makes of the spelled-out form.
 COMPACT = (*swish.RULES, *activation.COMPACT)
 
@@ -69,5 +71,8 @@ class Fuse(Pass):
     def run(self, model: Model, ctx: Context | None = None) -> PassResult:
         """Edit `model` in place."""
         edit.sweep(model)
-        counts, skipped = Rewriter(model).run((*RULES, *COMPACT) if self.compact else RULES)
+        rules = (*RULES, *COMPACT) if self.compact else RULES
+        if ctx is None or EXACT.issuperset(ctx.follows):
+            rules = (*rules, *attention.RULES)
+        counts, skipped = Rewriter(model).run(rules)
         return PassResult(bool(counts), dict(counts), tuple(skipped))
