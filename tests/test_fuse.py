@@ -135,3 +135,23 @@ def test_random_affine_stacks(seed):
     feeds = casefiles.random_feeds(one, seed)
     a, b = one.run(None, feeds)[0], two.run(None, feeds)[0]
     np.testing.assert_allclose(b, a, rtol=0, atol=2e-5 * np.abs(a).max())
+
+
+@pytest.mark.parametrize(
+    "change", [("x) =>", "x) =>", "[N,1,5,6]"), ("{100, 100}", "{3, 100}", ""), ("s3 = {1, 1}", "s3 = {1, 2}", "")]
+)
+def test_a_focus_that_does_not_take_all_of_an_even_image_stays(change):
+    source = """
+        g (float[N,1,4,6] x) => (float[N,1,A,B] y)
+        <float[1,2,1,1] w = {1.0, 2.0}, int64[2] a = {2, 3}, int64[2] st = {2, 2}, int64[2] e = {100, 100},
+         int64[2] s0 = {0, 1}, int64[2] s3 = {1, 1}> {
+          p0 = Slice(x, s0, e, a, st)
+          p3 = Slice(x, s3, e, a, st)
+          f = Concat<axis = 1>(p0, p3)
+          y = Conv(f, w)
+        }"""
+    _, result = _fuse(source)
+    assert result.did == {"space to depth folded into convolutions": 1}
+    old, new, size = change
+    _, result = _fuse(source.replace(old, new).replace("[N,1,4,6]", size or "[N,1,4,6]"))
+    assert "space to depth folded into convolutions" not in result.did

@@ -30,7 +30,9 @@ from . import (
     shuffle,
     softmax,
     swish,
+    tiny,
     transpose,
+    windows,
 )
 
 RULES = (
@@ -50,6 +52,8 @@ RULES = (
     *shuffle.RULES,
     *pooling.RULES,
     *arithmetic.RULES,
+    *windows.RULES,
+    *tiny.RULES,
 )
 # Passes that do not mind an Attention. Others prune its heads, or compute its products in 8 bits: it stays spelled out
 # for them.
