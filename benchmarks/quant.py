@@ -1,0 +1,247 @@
+"""INT8 beside other tools, in one run: the same calibration feeds, the same unseen inputs, all timed in turns.
+
+    python benchmarks/quant.py --out DIR [--peer nncf=PYTHON] [--reuse] [NAME ...]
+
+`onnxslim opt -p quant` runs as a process of its own, and so does each peer, in the interpreter that has it (`--peer
+TOOL=PYTHON`, TOOL is ort or nncf; ort needs none, a tool that cannot be imported is left out). Peers get the model
+raised to opset 13 where it is older, since per-channel weights fail below. Every result is judged by ONNX Runtime
+alone: metric, SQNR on unseen inputs, latency on one thread (fp32 and all results in turns, median of ratios to fp32),
+size, peak memory. NAME may be a path: a model without a task gets seeded random feeds, on which only speed and size
+mean anything. `--reuse` judges what lies in DIR already. Writes DIR/quant.json and a dated DIR/quant.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import version_converter
+from run import Task, module, runner, session, sqnr, tasks
+
+CONFIGS = {"ort": ("ort-minmax", "ort-percentile"), "nncf": ("nncf",)}
+TRANSFORMERS = ("vit", "kwt", "bert", "swin")
+GREEDY = 4e5
+"""Input elements above which the percentile calibrator of ONNX Runtime, which keeps all activations, is left out."""
+FEEDS, UNSEEN = 128, 24
+OPSET = 13
+KINDS = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(int32)": np.int32}
+
+
+def random_feeds(model: Path, count: int) -> Iterator[dict[str, np.ndarray]]:
+    """Seeded feeds for a model without a task; open sizes are 1."""
+    rng = np.random.default_rng(7)
+    inputs = session(model).get_inputs()
+    for _ in range(count):
+        yield {
+            i.name: (
+                rng.standard_normal([d if isinstance(d, int) else 1 for d in i.shape])
+                if "float" in i.type
+                else rng.integers(0, 2, [d if isinstance(d, int) else 1 for d in i.shape])
+            ).astype(KINDS[i.type])
+            for i in inputs
+        }
+
+
+def feeds_of(task: Task) -> list[dict[str, Any]]:
+    """Everything the task offers for calibration, at most `FEEDS` feeds."""
+    if not task.data:
+        return list(random_feeds(task.model, 16))
+    return [f for f, _ in zip(getattr(module(task.tasks), task.data)(), range(FEEDS))]
+
+
+def write_feeds(feeds: list[dict[str, Any]], folder: Path) -> Path:
+    """One .npz a feed, for the peers."""
+    folder.mkdir(exist_ok=True)
+    for k, feed in enumerate(feeds):
+        np.savez(folder / f"{k:04d}.npz", **feed)
+    return folder
+
+
+def raised(model: Path, folder: Path) -> Path:
+    """The model at opset 13 or later: what peers need for weights per channel."""
+    proto = onnx.load(model)
+    if max(o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")) >= OPSET:
+        return model
+    out = folder / f"{model.stem}.opset{OPSET}.onnx"
+    if not out.exists():
+        new = version_converter.convert_version(proto, OPSET)
+        new.ir_version = max(new.ir_version, 7)
+        onnx.save(new, out)
+    return out
+
+
+def run_ours(task: Task, out: Path, feeds: Path, passes: str, extra: list[str]) -> dict[str, Any]:
+    """The command under test, with its peak memory."""
+    data = f"{task.tasks}:{task.data}" if task.data else str(feeds / "*.npz")
+    line = [sys.executable, "-m", "onnxslim_opt", "opt", str(task.model), "-o", str(out), "-p", passes, "-q", *extra]
+    line += ["--data", data, "--report", str(out.with_suffix(".json"))]
+    if task.metric:
+        line += ["--metric", f"{task.tasks}:{task.metric}"]
+    start = time.time()
+    child = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=out.parent)
+    errors = child.stderr.read() if child.stderr else ""
+    _, status, usage = os.wait4(child.pid, 0)
+    row: dict[str, Any] = {"seconds": round(time.time() - start, 1), "peak_mb": usage.ru_maxrss // 1024}
+    if os.waitstatus_to_exitcode(status):
+        row["note"] = (errors.strip().splitlines() or ["failed"])[-1][:120]
+    return row
+
+
+def run_peer(python: str, config: str, model: Path, feeds: Path, out: Path) -> dict[str, Any]:
+    """One configuration of another tool."""
+    line = [python, str(Path(__file__).with_name("peer_quant.py")), config, str(model), str(feeds), str(out)]
+    done = subprocess.run(line, capture_output=True, text=True, cwd=out.parent)
+    try:
+        return dict(json.loads(done.stdout.strip().splitlines()[-1]))
+    except (IndexError, ValueError):
+        return {"note": (done.stderr.strip().splitlines() or ["failed"])[-1][:120]}
+
+
+def make(task: Task, folder: Path, args: argparse.Namespace, peers: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """{what made it: how that went}; the models lie in `folder`."""
+    calibration = write_feeds(feeds_of(task), folder / "feeds")
+    ours = run_ours(task, folder / "onnxslim-opt.onnx", calibration, args.passes, args.extra.split())
+    rows = {"onnxslim-opt": ours}
+    model = raised(task.model, folder)
+    for tool, python in peers.items():
+        for config in CONFIGS[tool]:
+            if config == "ort-percentile" and sum(v.size for v in feeds_of(task)[0].values()) > GREEDY:
+                continue
+            name = f"{config}-transformer" if tool == "nncf" and task.name.startswith(TRANSFORMERS) else config
+            rows[config] = run_peer(python, name, model, calibration, folder / f"{config}.onnx")
+    for file in calibration.glob("*.npz"):
+        file.unlink()
+    (folder / "made.json").write_text(json.dumps(rows, indent=1))
+    return rows
+
+
+def in_turns(sessions: list[Any], feed: dict[str, Any], seconds: float) -> list[tuple[float, float]]:
+    """(median ratio first / this, median milliseconds) of each, run one after the other in every round."""
+    times: list[list[float]] = [[] for _ in sessions]
+    for run in sessions * 3:
+        run(feed)
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(times[0]) < 9:
+        for run, taken in zip(sessions, times):
+            start = time.perf_counter()
+            run(feed)
+            taken.append(time.perf_counter() - start)
+    first = times[0]
+    return [(statistics.median(a / b for a, b in zip(first, t)), 1e3 * statistics.median(t)) for t in times]
+
+
+def judge(task: Task, folder: Path, made: dict[str, dict[str, Any]], seconds: float) -> list[dict[str, Any]]:
+    """A row for fp32 and one for every result, by ONNX Runtime alone."""
+    feeds = feeds_of(task)
+    loaded = {"fp32": runner(session(task.model))}
+    rows: dict[str, dict[str, Any]] = {"fp32": {"model": task.name, "tool": "fp32"}}
+    for name, how in made.items():
+        rows[name] = {"model": task.name, "tool": name, **how}
+        try:
+            loaded[name] = runner(session(folder / f"{name}.onnx"))
+            loaded[name](feeds[0])
+        except Exception as error:  # a file that does not load or run is a result too
+            loaded.pop(name, None)
+            rows[name]["note"] = how.get("note") or str(error).strip().splitlines()[0][:120]
+    for (name, _), (ratio, ms) in zip(loaded.items(), in_turns(list(loaded.values()), feeds[0], seconds)):
+        rows[name] |= {"speedup": round(ratio, 2), "ms": round(ms, 3)}
+    for name in loaded:
+        path = task.model if name == "fp32" else folder / f"{name}.onnx"
+        rows[name]["smaller"] = round(task.model.stat().st_size / path.stat().st_size, 2)
+        if task.metric:
+            rows[name]["metric"] = round(getattr(module(task.tasks), task.metric)(runner(session(path, 2))), 4)
+        if name != "fp32":
+            rows[name]["sqnr_db"] = round(sqnr(loaded["fp32"], loaded[name], unseen(task, feeds)), 1)
+    return list(rows.values())
+
+
+def unseen(task: Task, feeds: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Inputs of the metric where there is one (calibration never sees them), else the last feeds."""
+    if not task.metric:
+        return feeds[::-1][:UNSEEN]
+    seen: list[dict[str, Any]] = []
+    plain = runner(session(task.model, 2))
+
+    def recorded(feed: dict[str, Any]) -> dict[str, Any]:
+        if len(seen) < UNSEEN:
+            seen.append({k: np.array(v) for k, v in feed.items()})
+        return dict(plain(feed))
+
+    getattr(module(task.tasks), task.metric)(recorded)
+    return seen
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as Markdown."""
+    keys = ("model", "tool", "metric", "sqnr_db", "speedup", "ms", "smaller", "seconds", "peak_mb", "note")
+    lines = ["| " + " | ".join(keys) + " |", "|" + "---|" * len(keys)]
+    lines += ["| " + " | ".join(str(row.get(k, "")) for k in keys) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def interpreters(given: list[str]) -> dict[str, str]:
+    """{tool: python} of the peers that can be imported."""
+    asked = {"ort": sys.executable, **dict(g.split("=", 1) for g in given)}
+    unknown = set(asked) - set(CONFIGS)
+    if unknown:
+        raise SystemExit(f"no configuration for {', '.join(sorted(unknown))}; there are: {', '.join(CONFIGS)}")
+    modules = {"ort": "onnxruntime.quantization", "nncf": "nncf"}
+    found = {}
+    for tool, python in asked.items():
+        if subprocess.run([python, "-c", f"import {modules[tool]}"], capture_output=True).returncode:
+            print(f"{tool}: cannot be imported by {python}, left out", file=sys.stderr)
+        else:
+            found[tool] = python
+    return found
+
+
+def chosen(names: list[str]) -> list[Task]:
+    """The tasks named, all by default; a path is a model without a task."""
+    known = {t.name: t for t in tasks()}
+    missing = [n for n in names if n not in known and not n.endswith(".onnx")]
+    if missing:
+        raise SystemExit(f"no task {', '.join(missing)}; there are: {', '.join(known)}")
+    return [known[n] if n in known else Task(Path(n).resolve(), Path(), "", None) for n in names or known]
+
+
+def main() -> None:
+    """Make, judge, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--out", type=Path, default=Path("bench-out/quant"))
+    parser.add_argument("-p", "--passes", default="quant")
+    parser.add_argument("--extra", default="", help="further options of `onnxslim opt`")
+    parser.add_argument("--peer", action="append", default=[], help="TOOL=PYTHON")
+    parser.add_argument("--reuse", action="store_true", help="judge the models that DIR holds already")
+    parser.add_argument("--seconds", type=float, default=12.0, help="of timing for each model")
+    args = parser.parse_intermixed_args()
+    rows: list[dict[str, Any]] = []
+    peers = {} if args.reuse else interpreters(args.peer)
+    for task in chosen(args.names):
+        folder = args.out.resolve() / task.name
+        folder.mkdir(parents=True, exist_ok=True)
+        known = folder / "made.json"
+        if args.reuse and not known.exists():
+            continue
+        made = json.loads(known.read_text()) if args.reuse else make(task, folder, args, peers)
+        rows += judge(task, folder, made, args.seconds)
+        print(table(rows[-len(made) - 1 :]), flush=True)
+    stamp = f"{datetime.date.today()}, onnxruntime {ort.__version__}, {os.cpu_count()} cores"
+    (args.out / "quant.json").write_text(json.dumps(rows, indent=1))
+    (args.out / "quant.md").write_text(f"# {stamp}\n\n{table(rows)}")
+
+
+if __name__ == "__main__":
+    main()
