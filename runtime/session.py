@@ -46,6 +46,7 @@ class Session:
     optimize: False runs every node as it stands in the file.
     providers: ONNX Runtime's execution providers; the CPU's when None.
     arena: False gives memory back after every run, for sessions that fetch many tensors.
+    profile: the beginning of a file name; every run is then profiled until `end_profiling`.
 
     inputs: `InputSpec` by name. outputs: names. kinds: ONNX Runtime's type of every output ("tensor(float)").
 
@@ -61,10 +62,14 @@ class Session:
         optimize: bool = True,
         providers: Sequence[str] | None = None,
         arena: bool = True,
+        profile: str | None = None,
     ):
         self.threads = threads
         self._payload = payload(model, outputs)
-        self._session = self._start(_options(threads, optimize, arena), list(providers or ["CPUExecutionProvider"]))
+        options = _options(threads, optimize, arena)
+        if profile is not None:
+            options.enable_profiling, options.profile_file_prefix = True, profile
+        self._session = self._start(options, list(providers or ["CPUExecutionProvider"]))
         self.inputs: dict[str, InputSpec] = session_inputs(self._session)
         present = [o.name for o in self._session.get_outputs()]
         self.outputs: list[str] = list(present if outputs is None else dict.fromkeys(outputs))
@@ -87,6 +92,10 @@ class Session:
         except Exception as error:
             raise _run_error(error) from error
         return dict(zip(self.outputs, values))
+
+    def end_profiling(self) -> str:
+        """Write what `profile` asked for; returns the file's path."""
+        return str(self._session.end_profiling())
 
     @property
     def digest(self) -> str:

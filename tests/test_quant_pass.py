@@ -43,7 +43,8 @@ def test_auto_never_takes_what_is_slower():
 
     class Slow(Timings):
         def measure(self, key, run):
-            return [[1.0, 1.0, 9], *[[2.0, 0.5, 9]] * 5]
+            kernels = "profiling" in run.__module__
+            return run() if kernels else [[1.0, 1.0, 9], *[[2.0, 0.5, 9]] * 5]
 
     ctx = context(
         model, images(), replace(Target.named("ort-cpu-vnni"), native=True), timings=Slow(), on_note=notes.append

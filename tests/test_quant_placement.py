@@ -1,9 +1,9 @@
 """Placement is data: every decision here is checked without running a model."""
 
 import numpy as np
-from onnxslim_opt.passes.quant import eligible, placement, planning, regions
+from onnxslim_opt.passes.quant import eligible, measured, placement, planning, regions
 from onnxslim_opt.passes.target import Target
-from quant_nets import Net, cnn
+from quant_nets import Net, cnn, context
 
 CPU = Target.named("ort-cpu-vnni")
 
@@ -159,3 +159,27 @@ def test_tensorrt_does_not_take_what_it_has_no_kernel_for():
     model = net.model({"x": [1, 3, 8, 8]}, ["y"])
     able, _ = eligible.find(model, Target.named("tensorrt"), lambda n: False)
     assert {n.op for n in able.values()} == {"Conv"}
+
+
+def test_fused_kernels_are_credited_to_the_product_they_begin_with():
+    """Conv and Relu are one kernel in float, named after the Relu; in integers too."""
+    net = Net()
+    a = net.add("Relu", net.conv("x", 64, 64, out="c"), out="a")
+    net.conv(a, 64, 64, out="y")
+    model = net.model({"x": [1, 64, 28, 28]}, ["y"])
+    able, _ = eligible.find(model, CPU, lambda n: False)
+    ctx = context(model, [{"x": np.ones((1, 64, 28, 28), np.float32)}] * 2)
+    found = measured.measure(model, model, able, shapes_of(model), ctx)
+    assert found["c_node"][0] > 1000 and found["a_node"][0] == 0.0
+    assert found["y_node"][0] == found["y_node"][1] > 1000
+
+
+def test_measured_costs_decide_regions():
+    net = Net()
+    a = net.conv("x", 64, 64, out="a")
+    net.conv(a, 64, 64, out="y")
+    model = net.model({"x": [1, 64, 28, 28]}, ["y"])
+    able, _ = eligible.find(model, CPU, lambda n: False)
+    slow = dict.fromkeys(able, (1.0, 1000000000.0))
+    assert regions.choose(model, able, CPU, shapes_of(model), known=slow) == set()
+    assert regions.choose(model, able, CPU, shapes_of(model)) == set(able)

@@ -16,7 +16,7 @@ from ...ir import edit
 
 FLOAT_MACS, INT8_MACS = 95.0, 350.0  # multiply-accumulates a nanosecond in large dense convolutions
 REQUANTIZE = 0.15  # ns an output element of an integer product
-QUANTIZE, DEQUANTIZE = 0.30, 0.30  # ns an element, with the change of layout between NCHW blocks and NHWC
+QUANTIZE, DEQUANTIZE = 0.60, 0.50  # ns an element, with the change of layout between NCHW blocks and NHWC
 WEIGHT_FLOAT, WEIGHT_INT8 = 0.25, 0.08  # ns a weight read once: what bounds matrix products of few rows
 
 # ns an output element: (float, integers)

@@ -14,7 +14,7 @@ from ...runtime import Session, latency, probe
 from .. import opset
 from ..base import Context, Skip
 from ..target import Target
-from . import eligible, insert, placement, regions, rounding, sensitivity, statistics
+from . import eligible, insert, measured, placement, regions, rounding, sensitivity, statistics
 from .insert import Recipe
 from .placement import Placement
 from .rounding import Rounded
@@ -23,7 +23,7 @@ from .statistics import Settings, Statistics
 PAYS = 1.04  # a region must be this much faster than float in the pairwise timing: its own spread is 1 to 2 %
 SECONDS = 2.0  # of timing for each candidate
 ROUNDS, LOOKED_AT = 3, 4  # tries to hold the floor, and feeds that it is measured on
-BORDERS = (1.0, 3.0)  # factors on the cost of conversions: many small regions, few large ones
+BORDERS = (0.5, 1.0, 2.0)  # factors on the cost of conversions: many small regions, few large ones
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class Plan:
 
     base: the float model at an opset that has per-channel pairs; None: weights are only stored, `why` says why.
     noise: {group of tensors: relative noise power at the outputs}, loudest first; loud: the same of weights, by
-    name. rounded: weights rounded for their inputs, by name. aim: dB that
-    single noises are summed up to, so that the floor holds when they meet.
+    name. rounded: weights rounded for their inputs, by name. costs: measured nanoseconds of nodes in float and in
+    integers. aim: dB that single noises are summed up to, so that the floor holds when they meet.
     """
 
     base: Model | None
@@ -55,6 +55,7 @@ class Plan:
     noise: Mapping[str, float] = field(default_factory=dict)
     loud: Mapping[str, float] = field(default_factory=dict)
     rounded: Mapping[str, Rounded] = field(default_factory=dict)
+    costs: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     skips: tuple[Skip, ...] = ()
     aim: float = -math.inf
     timed: dict[float, Choice] = field(default_factory=dict)
@@ -86,7 +87,7 @@ def make(model: Model, ctx: Context, settings: Settings, excluded: Callable[[gs.
     stats = Statistics(settings, seen, probe.shapes(base, ctx.fit.first()), rounded)
     noise = sensitivity.measure(base, full, stats, ctx.fit, ctx)
     loud = sensitivity.measure_weights(base, rounded, ctx.fit, ctx)
-    return Plan(base, ctx.target, "", {n: able[n] for n in nodes}, full, stats, noise, loud, rounded, skips)
+    return Plan(base, ctx.target, "", {n: able[n] for n in nodes}, full, stats, noise, loud, rounded, skips=skips)
 
 
 def _rounded(model: Model, ctx: Context, settings: Settings) -> dict[str, Rounded]:
@@ -153,6 +154,8 @@ def quality(plan: Plan, nodes: frozenset[str], ctx: Context) -> float:
 
 
 def _fastest(plan: Plan, model: Model, ctx: Context, compute: str, floor_db: float, share: float) -> Choice:
+    if compute != "all" and ctx.target.native and not plan.costs:
+        plan.costs = _measured(plan, ctx)
     found = candidates(plan, ctx, floor_db, share)
     if compute == "all" or not found:
         return found[0] if found else Choice(frozenset(), None, "nothing is left to compute in integers")
@@ -170,6 +173,13 @@ def _fastest(plan: Plan, model: Model, ctx: Context, compute: str, floor_db: flo
     return best
 
 
+def _measured(plan: Plan, ctx: Context) -> measured.Costs:
+    """What nodes cost on this machine: the model as it is beside the model with everything in integers."""
+    assert plan.base is not None and plan.stats is not None
+    full = build(plan, frozenset(plan.able))
+    return measured.measure(plan.base, full, plan.able, plan.stats.shapes, ctx)
+
+
 def candidates(plan: Plan, ctx: Context, floor_db: float, share: float) -> list[Choice]:
     """Different sets of nodes worth timing, everything possible first."""
     assert plan.base is not None and plan.stats is not None
@@ -180,7 +190,7 @@ def candidates(plan: Plan, ctx: Context, floor_db: float, share: float) -> list[
     able = {n: able[n] for n in _with_makers(plan, able, between(plan.base, able))}
     sets = [("all", set(able))]
     for factor in BORDERS:
-        chosen = regions.choose(plan.base, able, ctx.target, plan.stats.shapes, factor)
+        chosen = regions.choose(plan.base, able, ctx.target, plan.stats.shapes, factor, plan.costs)
         sets.append((f"regions, borders ×{factor:g}", _with_makers(plan, able, chosen)))
     unique: dict[frozenset[str], str] = {}
     for label, nodes in sets:
