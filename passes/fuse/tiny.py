@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from ...ir import edit
 from ..rewrite import Outcome, Rewriter, Rule
@@ -25,11 +26,13 @@ def _flush(rw: Rewriter, node: gs.Node) -> Outcome:
         return None
     if np.dtype(held.dtype) != np.float32:
         return None
-    size = np.abs(held.values)
+    lazy = held._values
+    values = lazy.load() if isinstance(lazy, LazyValues) else lazy  # not kept: hardly any weight is changed
+    size = np.abs(values)
     tiny = (size < TINY) & (size > 0)
     if not tiny.any() or size.max() < USUAL:
         return None
-    rw.replace(held, rw.constant(held.name, np.where(tiny, np.float32(0), held.values)))
+    rw.replace(held, rw.constant(held.name, np.where(tiny, np.float32(0), values)))
     return True
 
 
