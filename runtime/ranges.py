@@ -26,7 +26,8 @@ Progress = Callable[[Iterable[Any], str, "int | None"], Iterable[Any]]
 class Range:
     """What was seen of a tensor over all feeds.
 
-    min, max: of the finite values (inf, -inf when there were none). count: values seen. mean, square: E[x], E[x²].
+    min, max: of the finite values (inf, -inf when there were none). mean_min, mean_max: means over the feeds of each
+    feed's extremes. count: values seen. mean, square: E[x], E[x²].
     nonfinite: NaN and infinite values, in no other figure. channel_min, channel_max: [channels] along `axis`, where
     one was given. histogram: None when not asked for.
     """
@@ -42,6 +43,17 @@ class Range:
     channel_max: np.ndarray | None = None
     histogram: Histogram | None = None
     _sums: list[float] = field(default_factory=lambda: [0.0, 0.0], repr=False)
+    _ends: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0], repr=False)
+
+    @property
+    def mean_min(self) -> float:
+        """Mean over the feeds of the least value; 0 when nothing was seen."""
+        return self._ends[0] / max(1.0, self._ends[2])
+
+    @property
+    def mean_max(self) -> float:
+        """Mean over the feeds of the greatest value; 0 when nothing was seen."""
+        return self._ends[1] / max(1.0, self._ends[2])
 
     @property
     def std(self) -> float:
@@ -69,6 +81,7 @@ class Range:
         else:
             self._channels(array)
         self.min, self.max = min(self.min, float(low)), max(self.max, float(high))
+        self._ends = [a + b for a, b in zip(self._ends, (float(low), float(high), 1.0))]
         self._moments(array)
         if self.histogram is not None:
             self.histogram.add(array)

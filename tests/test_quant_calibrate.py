@@ -70,6 +70,14 @@ def test_other_methods():
     assert -10 < low < -2 and 2 < high < 25
 
 
+def test_average_is_the_mean_of_the_extremes_of_feeds():
+    r = Range(histogram=Histogram())
+    for high in (1.0, 2.0, 9.0):
+        r.add(np.linspace(-high / 2, high, 100, dtype=np.float32))
+    assert calibrate.choose("average", [Seen.of(r)], 0) == pytest.approx((-2.0, 4.0))
+    assert calibrate.choose("average", [Seen.of(r), seen(np.linspace(0, 5, 50))], 0) == pytest.approx((-2.0, 5.0))
+
+
 def test_shared_ranges_serve_every_tensor():
     a, b = np.linspace(0, 1, 5000), np.linspace(0, 9, 5000)
     assert calibrate.choose("minmax", [seen(a), seen(b)], 0) == (0.0, 9.0)

@@ -1,9 +1,11 @@
 """The pass as a whole: opsets, options, strength, determinism, targets, and the real models."""
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
+import onnx_graphsurgeon as gs
 import pytest
 from onnxslim_opt.ir.errors import OptionError
 from onnxslim_opt.passes.quant import Quant, saturation
@@ -192,3 +194,42 @@ def test_silero_vad_is_left_valid(shared):
         feed = ctx.check.first()
         assert all(np.isfinite(v).all() for v in session(new).run(None, feed))
         assert result.skipped
+
+
+def test_layers_are_set_one_by_one():
+    model = cnn()
+    ctx = context(model, images())
+    options = {"compute": "all", "floor": 0.0, "percentile": 90.0, "equalise": False}
+    new, result, plan = run(model, ctx, **options, layers="^conv_b=float;^conv_a=percentile")
+    assert isinstance(next(n for n in new.graph.nodes if n.name == "conv_b_node").inputs[1], gs.Constant)
+    placed = plan.stats.scales(plan.full)
+    plain = run(model, ctx, **options)[2].stats.scales(plan.full)
+    assert placed["relu_a"].scale < 0.8 * plain["relu_a"].scale
+    assert placed["relu_d"] == plain["relu_d"]
+    assert "conv_b_node" in result.details["exclude"]
+
+
+def test_a_layer_said_to_be_int8_is_not_left_float_for_being_loud():
+    model = cnn()
+    ctx = context(model, images())
+    kept = run(model, ctx, compute="all", floor=70.0, layers="^conv_c=int8")
+    plain = run(model, ctx, compute="all", floor=70.0)
+    assert "layers in 8 bits" not in plain[1].did
+    assert kept[1].did["layers in 8 bits"] == 1
+
+
+@pytest.mark.parametrize("text", ["conv", "conv=int9", "(=float"])
+def test_bad_layers_are_named(text):
+    with pytest.raises(OptionError, match="layers"):
+        Quant(layers=text)
+
+
+def test_the_tail_is_a_ready_exclusion_list():
+    net = Net()
+    a = net.add("Relu", net.conv("x", 3, 8, out="c"), out="a")
+    boxes, scores = net.conv(a, 8, 4, 1, out="boxes"), net.conv(a, 8, 4, 1, out="scores")
+    net.add("Concat", boxes, net.add("Sigmoid", scores, out="s"), out="y", axis=1)
+    model = net.model({"x": [1, 3, 12, 12]}, ["y"])
+    _, result, plan = run(model, context(model, images()), compute="all", floor=0.0)
+    assert set(plan.tail) == {"s_node", "y_node"}
+    assert re.search(result.details["exclude"], "y_node") and not re.search(result.details["exclude"], "c_node")

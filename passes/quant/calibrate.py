@@ -1,8 +1,9 @@
 """From a histogram of an activation to the range, scale and zero point that its 8-bit integers get.
 
 The histograms come streamed from `runtime.ranges`; nothing here sees a sample. Methods: `minmax` (everything seen),
-`percentile`, `mse` (least expected squared error of rounding and clipping together: OMSE, arXiv 1902.06822) and
-`entropy` (least Kullback-Leibler divergence, as in TensorRT's calibrator, on absolute values).
+`average` (the mean of each feed's extremes: a moving average that does not depend on the order), `percentile`, `mse`
+(least expected squared error of rounding and clipping together: OMSE, arXiv 1902.06822) and `entropy` (least
+Kullback-Leibler divergence, as in TensorRT's calibrator, on absolute values).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 
 from ...runtime.ranges import Range
 
-METHODS = ("mse", "minmax", "percentile", "entropy")
+METHODS = ("mse", "minmax", "average", "percentile", "entropy")
 _CANDIDATES = 64  # clip values tried on each side by mse: steps of 1.2 % of the range seen
 
 
@@ -27,7 +28,7 @@ class Seen:
 
     low, high: extremes. centers, counts: of equal bins, [bins]; zeros: values in the bin of zero, taken as exact
     zeros. curve: the function of the tensor that its readers compute, where they compute only one (SiLU): errors
-    count after it. None counts them as they are.
+    count after it. None counts them as they are. usual: means of the feeds' extremes; None: those of all feeds.
     """
 
     low: float
@@ -36,6 +37,7 @@ class Seen:
     counts: np.ndarray
     zeros: float = 0.0
     curve: Curve | None = None
+    usual: tuple[float, float] | None = None
 
     @staticmethod
     def of(seen: Range, curve: Curve | None = None) -> Seen:
@@ -46,7 +48,7 @@ class Seen:
         counts, centers = h.counts.astype(np.float64), h.centers
         at = int(np.searchsorted(centers, 0.0))
         zeros = float(counts[at]) if at < len(counts) and abs(centers[at]) <= h.width else 0.0
-        return Seen(seen.min, seen.max, centers, counts, zeros, curve)
+        return Seen(seen.min, seen.max, centers, counts, zeros, curve, (seen.mean_min, seen.mean_max))
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,12 @@ def to_scale(low: float, high: float, kind: str, symmetric: bool = False) -> Sca
 def minmax(hists: Sequence[Seen], percentile: float = 100.0) -> tuple[float, float]:
     """Everything that was seen."""
     return min(h.low for h in hists), max(h.high for h in hists)
+
+
+def average(hists: Sequence[Seen], percentile: float = 100.0) -> tuple[float, float]:
+    """The mean of each feed's extremes, widest over the tensors."""
+    ends = [h.usual or (h.low, h.high) for h in hists]
+    return min(low for low, _ in ends), max(high for _, high in ends)
 
 
 def percentile(hists: Sequence[Seen], percentile: float = 99.99) -> tuple[float, float]:
@@ -184,6 +192,7 @@ def _divergence(counts: np.ndarray, size: int, levels: int = 128) -> float:
 
 _BY_NAME: dict[str, Callable[..., tuple[float, float]]] = {
     "minmax": minmax,
+    "average": average,
     "percentile": percentile,
     "mse": mse,
     "entropy": entropy,

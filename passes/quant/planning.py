@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
 from ...ir import Model, order, shapes
@@ -14,8 +15,10 @@ from ...runtime import Session, latency, probe
 from .. import opset
 from ..base import Context, Skip
 from ..target import Target
-from . import eligible, insert, measured, placement, regions, rounding, sensitivity, statistics
+from . import eligible, equalise, insert, measured, placement, regions, rounding, sensitivity, statistics
+from .calibrate import METHODS
 from .insert import Recipe
+from .overrides import Overrides
 from .placement import Placement
 from .rounding import Rounded
 from .statistics import Settings, Statistics
@@ -43,7 +46,9 @@ class Plan:
     base: the float model at an opset that has per-channel pairs; None: weights are only stored, `why` says why.
     noise: {group of tensors: relative noise power at the outputs}, loudest first; loud: the same of weights, by
     name. rounded: weights rounded for their inputs, by name. costs: measured nanoseconds of nodes in float and in
-    integers. aim: dB that single noises are summed up to, so that the floor holds when they meet.
+    integers. kept: nodes that are not left float for being loud. tail: nodes that could compute in integers but gather
+    what no layer reads any more, as the heads of detectors do. factors: channels scaled in `base` (see `equalise`).
+    aim: dB that single noises are summed up to, so that the floor holds when they meet.
     """
 
     base: Model | None
@@ -56,6 +61,9 @@ class Plan:
     loud: Mapping[str, float] = field(default_factory=dict)
     rounded: Mapping[str, Rounded] = field(default_factory=dict)
     costs: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    kept: frozenset[str] = frozenset()
+    tail: tuple[str, ...] = ()
+    factors: Mapping[str, np.ndarray] = field(default_factory=dict)
     skips: tuple[Skip, ...] = ()
     aim: float = -math.inf
     timed: dict[float, Choice] = field(default_factory=dict)
@@ -71,7 +79,13 @@ class Plan:
         return "\n".join(lines)
 
 
-def make(model: Model, ctx: Context, settings: Settings, excluded: Callable[[gs.Node], bool]) -> Plan:
+def make(
+    model: Model,
+    ctx: Context,
+    settings: Settings,
+    excluded: Callable[[gs.Node], bool],
+    overrides: Overrides,
+) -> Plan:
     """Raise the opset if needed, place, calibrate and measure sensitivities. Does not edit `model`."""
     able, skips = eligible.find(model, ctx.target, excluded)
     if not any(eligible.is_linear(n) for n in able.values()):
@@ -79,15 +93,34 @@ def make(model: Model, ctx: Context, settings: Settings, excluded: Callable[[gs.
     base, why = _base(model, ctx)
     if base is None:
         return stored_only(model, ctx, settings, why, skips)
+    factors = equalise.factors(base, ctx.fit, ctx, excluded) if settings.equalise and ctx.source != "random" else {}
+    equalise.apply(base, factors)
     able, skips = eligible.find(base, ctx.target, excluded)
     nodes = between(base, able)
     full = placement.place(base, nodes, ctx.target)
     seen = statistics.collect(base, full.quantized(), settings, ctx, ctx.fit)
     rounded = _rounded(base, ctx, settings)
-    stats = Statistics(settings, seen, probe.shapes(base, ctx.fit.first()), rounded)
+    stats = Statistics(settings, seen, probe.shapes(base, ctx.fit.first()), rounded, _methods(base, overrides))
     noise = sensitivity.measure(base, full, stats, ctx.fit, ctx)
     loud = sensitivity.measure_weights(base, rounded, ctx.fit, ctx)
-    return Plan(base, ctx.target, "", {n: able[n] for n in nodes}, full, stats, noise, loud, rounded, skips=skips)
+    kept = frozenset(n for n in nodes if overrides.of(n) == "int8")
+    tail = tuple(n for n in able if n not in nodes)
+    chosen = {n: able[n] for n in nodes}
+    return Plan(base, ctx.target, "", chosen, full, stats, noise, loud, rounded, {}, kept, tail, factors, skips)
+
+
+def _methods(model: Model, overrides: Overrides) -> dict[str, str]:
+    """{tensor: the method that was asked for its maker, or for the layer that its maker folds into}."""
+    found = {}
+    for node in model.graph.nodes if overrides.rules else ():
+        said = overrides.of(node.name)
+        if said in METHODS:
+            for tensor in node.outputs:
+                found[tensor.name] = said
+                for reader in tensor.outputs:
+                    if reader.op in ("Relu", "Clip") and not overrides.of(reader.name):
+                        found[reader.outputs[0].name] = said
+    return found
 
 
 def _rounded(model: Model, ctx: Context, settings: Settings) -> dict[str, Rounded]:
@@ -208,8 +241,9 @@ def _banned(plan: Plan, floor_db: float, share: float) -> tuple[frozenset[str], 
     keys = {f"{kind} {name}": (kind, name) for kind, name in both}
     chosen = [keys[k] for k in sensitivity.loudest({f"{a} {b}": v for (a, b), v in both.items()}, floor_db, share)]
     groups = plan.full.groups()
-    tensors = frozenset(t for kind, g in chosen if kind == "tensor" for t in groups[g])
-    return tensors, {readers[w] for kind, w in chosen if kind == "weight"}
+    spared = {t.name for n in plan.kept for t in (*plan.able[n].outputs, *plan.able[n].inputs)}
+    tensors = frozenset(t for kind, g in chosen if kind == "tensor" for t in groups[g] if t not in spared)
+    return tensors, {readers[w] for kind, w in chosen if kind == "weight"} - plan.kept
 
 
 def _with_makers(plan: Plan, able: Mapping[str, gs.Node], nodes: set[str]) -> set[str]:

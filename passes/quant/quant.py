@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -13,7 +14,8 @@ from ...ir import Model
 from ...ir.errors import OptionError
 from ..base import Context, LossyPass, PassResult, Skip
 from ..target import Target
-from . import calibrate, insert, planning, storage
+from . import calibrate, equalise, insert, planning, storage
+from .overrides import Overrides
 from .planning import Choice, Plan
 from .statistics import Settings
 
@@ -38,6 +40,7 @@ class Quant(LossyPass):
     percentile: float = _option(99.99, "for calibrate=percentile: per cent of values kept", min=50.0, max=100.0)
     weights: str = _option("per_channel", "scales of weights", choices=("per_channel", "per_tensor"))
     exclude: str = _option("", "regular expression of node names that stay as they are")
+    layers: str = _option("", "single layers, REGEX=HOW;…: float, int8 (however loud), or a method of calibration")
     compute: str = _option(
         "auto", "integer kernels: where they pay, wherever possible, or nowhere", choices=("auto", "all", "none")
     )
@@ -50,11 +53,14 @@ class Quant(LossyPass):
         "second_order", "of weights: for the inputs they meet, or to nearest", choices=("second_order", "nearest")
     )
 
+    equalise: bool = _option(True, "bring the channels of a tensor to like ranges by exact factors in the weights")
+
     def __post_init__(self) -> None:
         try:
             re.compile(self.exclude)
         except re.error as error:
             raise OptionError(f"exclude: {self.exclude!r} is no regular expression: {error}") from None
+        Overrides.parse(self.layers)
 
     @property
     def explicit(self) -> bool:
@@ -71,7 +77,8 @@ class Quant(LossyPass):
             why = "no real data: random feeds say nothing of activations, so weights are only stored in 8 bits"
             ctx.note(f"quant: {why}")
             return planning.stored_only(model, ctx, self._settings(ctx.target), why)
-        return planning.make(model, ctx, self._settings(ctx.target), lambda n: self._excluded(n, ctx))
+        overrides = Overrides.parse(self.layers)
+        return planning.make(model, ctx, self._settings(ctx.target), lambda n: self._excluded(n, ctx), overrides)
 
     def apply(self, model: Model, plan: Plan, strength: float, ctx: Context) -> PassResult:
         """Integer kernels for all but the loudest 1 - strength of tensors, where that pays; else storage."""
@@ -95,16 +102,19 @@ class Quant(LossyPass):
             target.saturates and kind == "u8",
             self.rounding,
             target.integer_biases,
+            self.equalise,
         )
 
     def _excluded(self, node: gs.Node, ctx: Context) -> bool:
-        return ctx.excluded(node) or bool(self.exclude and re.search(self.exclude, node.name))
+        said = Overrides.parse(self.layers).of(node.name) if self.layers else ""
+        return ctx.excluded(node) or said == "float" or bool(self.exclude and re.search(self.exclude, node.name))
 
     def _stored(self, model: Model, plan: Plan, strength: float, ctx: Context, why: str) -> PassResult:
         """Only the storage of weights."""
         did: dict[str, int] = {}
         skips: tuple[Skip, ...] = ()
         if self.store:
+            equalise.apply(model, plan.factors)  # the integers in the plan are those of scaled weights
             did, skips = storage.store(
                 model, (), lambda n: self._excluded(n, ctx), strength, plan.loud, plan.rounded, self.floor
             )
@@ -138,9 +148,15 @@ class Quant(LossyPass):
         details = {
             "candidates": plan.table,
             "float": sorted(choice.banned),
+            "exclude": exclusion([s.node for s in skips if s.node] + list(plan.tail)),
             "placement": [str(d) for d in recipe.placement.decisions.values()],
         }
         return PassResult(True, did, skips, details)
+
+
+def exclusion(names: Sequence[str]) -> str:
+    """A regular expression that matches these nodes and no others: what another tool's exclusion list wants."""
+    return f"^({'|'.join(re.escape(n) for n in dict.fromkeys(names))})$" if names else ""
 
 
 def _no_gain(choice: Choice) -> str:

@@ -36,16 +36,21 @@ class Settings:
     saturates: bool = False
     rounding: str = "second_order"
     integer_biases: bool = True
+    equalise: bool = True
 
 
 @dataclass
 class Statistics:
-    """Everything seen, by tensor name; scales and weights are made on demand and kept."""
+    """Everything seen, by tensor name; scales and weights are made on demand and kept.
+
+    methods: of calibration, for tensors that have one of their own.
+    """
 
     settings: Settings
     seen: Mapping[str, Seen]
     shapes: Mapping[str, tuple[int, ...]]
     rounded: Mapping[str, Rounded] = field(default_factory=dict)
+    methods: Mapping[str, str] = field(default_factory=dict)
     _ranges: dict[tuple[str, ...], tuple[float, float]] = field(default_factory=dict)
     _packed: dict[tuple[str, float], Packed] = field(default_factory=dict)
     reduced: set[str] = field(default_factory=set)
@@ -66,7 +71,8 @@ class Statistics:
         key = tuple(members)
         if key not in self._ranges:
             s = self.settings
-            self._ranges[key] = calibrate.choose(s.method, [self.seen[n] for n in members], s.percentile)
+            method = next((self.methods[n] for n in members if n in self.methods), s.method)
+            self._ranges[key] = calibrate.choose(method, [self.seen[n] for n in members], s.percentile)
         return self._ranges[key]
 
     def recipe(self, model: Model, placement: Placement) -> Recipe:

@@ -1,0 +1,119 @@
+"""Channels of like ranges: the float model stays the same to the bit, and integers get better."""
+
+import numpy as np
+from onnxslim_opt.passes.quant import Quant, equalise
+from quant_nets import Net, context, session, sqnr
+
+from onnxslim_opt import ir
+
+
+def scaled(model, node_name, factors):
+    """Multiply the rows of a layer."""
+    node = next(n for n in model.graph.nodes if n.name == node_name)
+    values = node.inputs[1].values
+    node.inputs[1].values = values * factors.reshape(-1, *[1] * (values.ndim - 1)).astype(np.float32)
+
+
+def branches():
+    """Residual stream, depthwise layer, PRelu, concat, pools and a head whose Sigmoid must see what it saw."""
+    net = Net()
+    a = net.add("Relu", net.conv("x", 3, 16, out="a0"), out="a")
+    b = net.add(
+        "PRelu", net.conv(a, 16, 16, group=16, out="b0"), net.const(np.full((16, 1, 1), 0.1, np.float32)), out="b"
+    )
+    c = net.conv(b, 16, 16, out="c")
+    s = net.add("Relu", net.add("Add", c, a, out="s0"), out="s")
+    p = net.add("MaxPool", s, out="p", kernel_shape=[2, 2], strides=[2, 2])
+    e, f = net.add("Relu", net.conv(p, 16, 8, 1, out="e0"), out="e"), net.conv(p, 16, 8, 1, out="f")
+    head = net.conv(net.add("Concat", e, f, out="k", axis=1), 16, 4, out="head")
+    net.add("Sigmoid", head, out="y")
+    model = net.model({"x": [1, 3, 12, 12]}, ["y"])
+    rng = np.random.default_rng(3)
+    for name in ("a0_node", "b0_node", "c_node", "e0_node", "f_node"):
+        scaled(model, name, np.exp(rng.uniform(-3, 3, 16 if name[0] in "abc" else 8)))
+    return model
+
+
+def feeds(n=12, seed=1):
+    rng = np.random.default_rng(seed)
+    return [{"x": rng.standard_normal((1, 3, 12, 12)).astype(np.float32)} for _ in range(n)]
+
+
+def test_the_float_model_is_the_same_to_the_bit():
+    model = branches()
+    ctx = context(model, feeds())
+    found = equalise.factors(model, ctx.fit, ctx)
+    new = model.copy()
+    assert equalise.apply(new, found) == 6  # every layer reads or makes a scaled tensor
+    for feed in feeds(3, seed=9):
+        a, b = (session(m, optimize=False).run(None, feed)[0] for m in (model, new))
+        np.testing.assert_array_equal(a, b)
+    assert all(np.all(np.log2(f) == np.rint(np.log2(f))) for f in found.values())
+
+
+def test_ties_barred_tensors_and_order():
+    model = branches()
+    ctx = context(model, feeds())
+    found = equalise.factors(model, ctx.fit, ctx)
+    np.testing.assert_array_equal(found["c"], found["a"])  # both go into the Add
+    np.testing.assert_array_equal(found["s0"], found["p"])
+    np.testing.assert_array_equal(found["k"], np.concatenate([found["e"], found["f"]]))
+    assert (found["head"] == 1).all()  # Sigmoid reads it
+    assert (found["b"] != 1).any() and (found["e"] != 1).any()
+
+
+def test_ranges_come_closer():
+    model = branches()
+    ctx = context(model, feeds())
+    new = model.copy()
+    equalise.apply(new, equalise.factors(model, ctx.fit, ctx))
+
+    def unevenness(m):
+        copy = m.copy()
+        tensors = copy.tensors()
+        copy.graph.outputs.extend(tensors[n] for n in ("b", "e"))
+        values = session(copy, optimize=False).run(None, feeds()[0])[1:]
+        peaks = [np.abs(v).max(axis=(0, 2, 3)) for v in values]
+        return [p.max() / p[p > 0].min() for p in peaks]
+
+    for before, after in zip(unevenness(model), unevenness(new)):
+        assert after < 0.5 * before
+
+
+def test_integers_get_better():
+    model = branches()
+    ctx = context(model, feeds(24))
+    level = {}
+    for on in (False, True):
+        p, new = Quant(compute="all", floor=0.0, equalise=on), model.copy()
+        p.apply(new, p.plan(model, ctx), 1.0, ctx)
+        level[on] = sqnr(model, new, feeds(8, seed=5))
+    assert level[True] > level[False] + 2
+
+
+def test_excluded_layers_and_shared_weights_stay():
+    model = branches()
+    ctx = context(model, feeds())
+    found = equalise.factors(model, ctx.fit, ctx, lambda n: n.name == "e0_node")
+    assert "e" not in found or (found["e"] == 1).all()
+    assert (found["p"] == 1).all() and (found["s"] == 1).all() and (found["a"] == 1).all()  # all one stream with p
+
+
+def test_layer_norm_takes_the_factors_of_products():
+    """SmoothQuant: outlier features move into the weights of what reads the normalized tensor."""
+    net = Net()
+    gain = np.ones(16, np.float32)
+    gain[3] = 60.0
+    x = net.add("LayerNormalization", "x", net.const(gain), net.const(np.zeros(16, np.float32)), out="n")
+    w = net.const(net.rng.standard_normal((16, 16)).astype(np.float32))
+    net.add("MatMul", x, w, out="y")
+    model = net.model({"x": [4, 16]}, ["y"])
+    data = [{"x": np.random.default_rng(k).standard_normal((4, 16)).astype(np.float32)} for k in range(6)]
+    ctx = context(model, data)
+    found = equalise.factors(model, ctx.fit, ctx)
+    assert found["n"][3] == 1 and np.median(found["n"]) >= 4
+    new = model.copy()
+    assert equalise.apply(new, found) == 2
+    a, b = (session(m, optimize=False).run(None, data[0])[0] for m in (model, new))
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4)
+    ir.verify.check(new)
