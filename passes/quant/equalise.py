@@ -2,9 +2,8 @@
 
 A factor on a channel of a tensor goes into the rows of what makes it and comes out of the columns of what reads it;
 Relu, PRelu, pools and Concat let it through, Add asks both sides for the same (cross-layer equalisation, DFQ, arXiv
-1906.04721; with LayerNormalization as the maker it is SmoothQuant, arXiv 2211.10438). Factors are powers of two, so
-that the float model computes the same to the bit. Channels get labels that flow with the data, so that residual streams
-and branches are one case.
+1906.04721; with LayerNormalization as the maker it is SmoothQuant, arXiv 2211.10438). In float the model computes the
+same, but for rounding. Channels get labels that flow with the data, so that residual streams and branches are one case.
 """
 
 from __future__ import annotations
@@ -151,7 +150,7 @@ def factors(
 ) -> dict[str, np.ndarray]:
     """{tensor that a layer makes or reads: factor of each of its channels}; empty when nothing may be scaled.
 
-    A channel whose range is a share r of its tensor's gets r to the power of -`STRENGTH`, to the nearest power of two.
+    A channel whose range is a share r of its tensor's gets r to the power of -`STRENGTH`.
     """
     flow = follow(model, excluded)
     read = {n.inputs[0].name for n in model.graph.nodes if layer(n) is not None and n.inputs[0].name in flow.of}
@@ -174,7 +173,7 @@ def factors(
             if peak.max() > 0 and len(peak) == len(flow.of[name].at):
                 np.maximum.at(share, classes[flow.of[name].at], peak / peak.max())
     factor = np.where(share > 0, np.maximum(share, 1e-9) ** -STRENGTH, 1.0)
-    factor = np.exp2(np.rint(np.log2(np.minimum(factor, LARGEST))))
+    factor = np.minimum(factor, LARGEST)
     for barred in flow.barred:
         factor[classes[barred]] = 1.0
     return {name: factor[classes[labels.at]] for name, labels in flow.of.items()}
