@@ -47,7 +47,7 @@ def test_the_float_model_computes_the_same():
     assert equalise.apply(new, found) == 6  # every layer reads or makes a scaled tensor
     for feed in feeds(3, seed=9):
         a, b = (session(m, optimize=False).run(None, feed)[0] for m in (model, new))
-        np.testing.assert_allclose(a, b, rtol=0, atol=2e-6)
+        np.testing.assert_allclose(a, b, rtol=0, atol=5e-5)  # the head puts out hundreds
 
 
 def test_ties_barred_tensors_and_order():
