@@ -162,8 +162,10 @@ def _quant(model: Any) -> None:
     rows = [(d.tensor, f"with {d.group}" if d.how == "shared" else d.how, d.reason) for d in placed.decisions.values()]
     title = f"{len(wanted)} nodes have integer kernels on {target.name}; what would happen to their tensors"
     show.put(title, ("tensor", "scale", "reason"), rows, wide=2)
-    if skips:
-        show.put("\nstays float, and why", ("node", "reason"), [(s.node, s.reason) for s in skips], wide=1)
+    tail = "no layer reads what comes of it: integers would save nothing, and force all it gathers into one range"
+    rows = [(s.node, s.reason) for s in skips] + [(n, tail) for n in able if n not in wanted]
+    if rows:
+        show.put("\nstays float, and why", ("node", "reason"), rows, wide=1)
 
 
 def _simplified(model: Any) -> Any:

@@ -17,7 +17,7 @@ from ...runtime import moments
 from ...runtime.feeds import Feeds
 from ...runtime.moments import Moment
 from ..base import Context
-from .weights import Packed, nearest, rows, search_scale, second_order, unrows
+from .weights import Packed, descend, nearest, rows, search_scale, second_order, unrows
 
 WIDEST = 2304  # columns; the inverse of a larger moment takes longer than it is worth
 FEEDS = 32
@@ -84,7 +84,8 @@ def _round(node: gs.Node, moment: Moment) -> Rounded:
     else:
         importance = np.repeat(np.maximum(np.einsum("gkk->gk", second), 0.0), wide.shape[1], axis=0)
         scale = search_scale(matrix, 127, importance + 1e-6 * importance.mean() + 1e-30)
-        values = second_order(wide, scale.reshape(groups, -1), second)
+        steps = scale.reshape(groups, -1)
+        values = descend(wide, steps, second_order(wide, steps, second), second)
         packed = Packed(unrows(values.reshape(matrix.shape), weight.shape, axis), scale, axis)
     error = wide - values * packed.scale.reshape(groups, -1, 1).astype(np.float64)
     shift = np.einsum("grk,gk->gr", error, mean).reshape(-1)
