@@ -163,9 +163,9 @@ def _quant(model: Any) -> None:
     title = f"{len(wanted)} nodes have integer kernels on {target.name}; what would happen to their tensors"
     show.put(title, ("tensor", "scale", "reason"), rows, wide=2)
     tail = "no layer reads what comes of it: integers would save nothing, and force all it gathers into one range"
-    rows = [(s.node, s.reason) for s in skips] + [(n, tail) for n in able if n not in wanted]
-    if rows:
-        show.put("\nstays float, and why", ("node", "reason"), rows, wide=1)
+    kept = [(s.node, s.reason) for s in skips] + [(n, tail) for n in able if n not in wanted]
+    if kept:
+        show.put("\nstays float, and why", ("node", "reason"), kept, wide=1)
 
 
 def _simplified(model: Any) -> Any:
