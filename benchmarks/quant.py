@@ -55,10 +55,12 @@ def random_feeds(model: Path, count: int) -> Iterator[dict[str, np.ndarray]]:
 
 
 def feeds_of(task: Task) -> list[dict[str, Any]]:
-    """Everything the task offers for calibration, at most `FEEDS` feeds."""
+    """Everything the task offers for calibration, at most `FEEDS` feeds; a single input has the model's own name."""
     if not task.data:
         return list(random_feeds(task.model, 16))
-    return [f for f, _ in zip(getattr(module(task.tasks), task.data)(), range(FEEDS))]
+    names = [i.name for i in session(task.model).get_inputs()]
+    found = [f for f, _ in zip(getattr(module(task.tasks), task.data)(), range(FEEDS))]
+    return [{names[0]: v for v in f.values()} for f in found] if len(names) == 1 else found
 
 
 def write_feeds(feeds: list[dict[str, Any]], folder: Path) -> Path:
