@@ -60,7 +60,7 @@ def feeds_of(task: Task) -> list[dict[str, Any]]:
         return list(random_feeds(task.model, 16))
     names = [i.name for i in session(task.model).get_inputs()]
     found = [f for f, _ in zip(getattr(module(task.tasks), task.data)(), range(FEEDS))]
-    return [{names[0]: v for v in f.values()} for f in found] if len(names) == 1 else found
+    return [dict(zip(names, f.values())) for f in found] if len(names) == 1 else found
 
 
 def write_feeds(feeds: list[dict[str, Any]], folder: Path) -> Path:
