@@ -11,7 +11,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from ...ir import edit
-from ..fold.partial import slice_bounds
+from ..operands import slice_bounds
 from ..rewrite import Outcome, Rewriter, Rule
 
 Phase = tuple[int, int]
