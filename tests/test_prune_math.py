@@ -33,7 +33,7 @@ def losses(x: np.ndarray, w: np.ndarray, each: int = 1):
     cells = np.arange(1, WIDTH // each + 1)[:, None]
     free = np.ones(WIDTH + 1, bool)
     second = x.T @ x / len(x)
-    return curvature(w[None].copy(), x.mean(0), second, None, cells, free, 1.0)
+    return curvature("layer", w[None].copy(), x.mean(0), second, None, cells, free, 1.0)
 
 
 def test_a_loss_is_the_least_squares_error_without_the_unit() -> None:

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from ...ir import Model, edit
-from ...ir.flow import Flow
+from ...ir.flow import Flow, Product
 from ...runtime import moments
 from ...runtime.feeds import Feeds
 from ...runtime.taps import Tap
 from ..base import Context
 from . import stats
+from .dead import Fold
 from .grouping import Groups
 from .layers import Layer, layers, matrix
 from .order import Order
@@ -23,6 +24,9 @@ from .stats import Target
 
 SCORED = 8192  # rows behind the second moments that scores use
 FEEDS = 256  # feeds that statistics and the refit look at, at most
+
+
+Array = np.ndarray
 
 
 @dataclass
@@ -35,6 +39,7 @@ class Plan:
     goals: dict[str, Target] = field(default_factory=dict)
     feeds: Feeds | None = None
     held_back: str = ""
+    folds: dict[str, Fold] = field(default_factory=dict)
 
 
 def fitting_feeds(ctx: Context) -> Feeds:
@@ -88,17 +93,16 @@ def curvatures(
         scale = max(goal[layer.node].variance, 1e-12)
         cells = inner[name]
         assert cells is not None
-        result.append(curvature(matrix(nodes[name]), moment.mean, second, moment.X, cells, free, scale))
+        result.append(curvature(name, matrix(nodes[name]), moment.mean, second, moment.X, cells, free, scale))
     return result
 
 
-def paired(model: Model, flow: Flow, feeds: Feeds, ctx: Context) -> dict[int, float]:
+def paired(model: Model, flow: Flow, feeds: Feeds, ctx: Context) -> list[tuple[Product, dict[int, float]]]:
     """Losses of units that two activations contract (q·kᵀ): E[a²]·E[b²] of the dimension, relative to all."""
     nodes = {n.name: n for n in model.graph.nodes}
-    todo = [p for p in flow.products if not p.constant and flow.atoms.resolve(p.inner) is not None]
-    found: dict[int, float] = {}
+    todo = [p for p in flow.products if _is_pair(nodes[p.node], p, flow)]
     if not todo:
-        return found
+        return []
     names = [nodes[p.node].inputs[i].name for p in todo for i in p.operands]
     tap = Tap(model, names, threads=ctx.workers)
     energy: dict[tuple[int, int], Any] = {}
@@ -110,15 +114,26 @@ def paired(model: Model, flow: Flow, feeds: Feeds, ctx: Context) -> dict[int, fl
                 x = values[nodes[p.node].inputs[index].name]
                 rest = tuple(a for a in range(x.ndim) if a != axis)
                 energy[n, k] = energy.get((n, k), 0.0) + np.square(x, dtype=np.float64).mean(rest)
-    for n, p in enumerate(todo):
-        cells = flow.atoms.resolve(p.inner)
-        assert cells is not None
-        left, right = (energy[n, k].reshape(-1, len(cells)).mean(0) for k in (0, 1))  # groups of a convolution alike
-        product = left * right
-        share = product / max(float(np.sum(product)), 1e-30)
-        for position, row in enumerate(cells):
-            for atom in row[row > 0]:
-                found[int(atom)] = found.get(int(atom), 0.0) + float(share[position])
+    return [(p, _shares(flow, p, energy[n, 0] * energy[n, 1])) for n, p in enumerate(todo)]
+
+
+def _is_pair(node: gs.Node, product: Product, flow: Flow) -> bool:
+    known = all(t.shape is not None for t in node.inputs[:2])
+    return (
+        product.weight == -1
+        and node.op in ("MatMul", "Gemm")
+        and known
+        and flow.atoms.resolve(product.inner) is not None
+    )
+
+
+def _shares(flow: Flow, product: Product, energy: Array) -> dict[int, float]:
+    share = energy / max(float(np.sum(energy)), 1e-30)
+    found: dict[int, float] = {}
+    cells = flow.atoms.resolve(product.inner)
+    for position, row in enumerate(cells if cells is not None else ()):
+        for atom in row[row > 0]:
+            found[int(atom)] = found.get(int(atom), 0.0) + float(share[position])
     return found
 
 

@@ -11,7 +11,7 @@ from ...ir import Model
 from ...ir import order as graph_order
 from ...ir.errors import OptionError
 from ..base import Context, LossyPass, PassResult, Skip
-from . import dead, grouping
+from . import dead, grouping, sensitivity
 from . import plan as planning
 from .amount import Amount, chosen
 from .cut import alive_after, cut
@@ -101,7 +101,8 @@ class Prune(LossyPass):
             held = "" if self.lossless else "no real data was given (--data): only channels that are provably dead go"
             if held:
                 ctx.note(f"prune: {held}; prune:ratio=0.3 removes by magnitude all the same")
-            return Plan(found, dead.order(model, found), held_back=held)
+            order, folds = dead.order(model, found)
+            return Plan(found, order, held_back=held, folds=folds)
         if not real:
             ctx.note("prune: no real data was given; channels go by magnitude, nothing is refitted, expect damage")
         return self._with_data(model, found, ctx, real)
@@ -112,16 +113,16 @@ class Prune(LossyPass):
         kinds = planning.layers(model)
         goals = planning.goals(model, kinds, feeds, ctx) if real or criterion == "obs" else {}
         curves = planning.curvatures(model, found, kinds, goals, feeds, ctx) if criterion == "obs" else []
-        extra = self._fixed(model, found, criterion, feeds, ctx)
+        extra = self._fixed(model, found, criterion, ctx) if criterion != "obs" else {}
+        if criterion == "obs":
+            extra = sensitivity.apply(
+                model, found, kinds, curves, planning.paired(model, found.flow, feeds, ctx), feeds, ctx
+            )
         order = greedy(found, curves, extra, self.scope, self._enough(len(found.units)), self._currency)
         return Plan(found, order, kinds, goals if self.refit and real else {}, feeds)
 
-    def _fixed(
-        self, model: Model, found: grouping.Groups, criterion: str, feeds: Any, ctx: Context
-    ) -> dict[int, float]:
+    def _fixed(self, model: Model, found: grouping.Groups, criterion: str, ctx: Context) -> dict[int, float]:
         """Losses that do not change while units go."""
-        if criterion == "obs":
-            return planning.paired(model, found.flow, feeds, ctx)
         if criterion == "random":
             rng = np.random.default_rng(ctx.seed)
             return dict(zip(found.units.tolist(), rng.random(len(found.units)).tolist()))
@@ -148,6 +149,7 @@ class Prune(LossyPass):
         if not len(gone):
             why = plan.held_back or "nothing that may go was found"
             return PassResult(False, {"channels removed": 0}, (*skipped, Skip("*", why)))
+        dead.take_over(model, plan.folds)
         cut(model, plan.groups.flow, gone)
         fitted = 0
         if plan.goals and plan.feeds is not None:

@@ -9,7 +9,7 @@ what already went. Losses are relative to the variance of the tensor where the c
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -22,17 +22,25 @@ DENSE = 6144  # widest input whose inverse covariance is kept (8 · K² bytes)
 
 @dataclass
 class Curvature:
-    """The losses of one consumer.
+    """The losses of one consumer (`node`).
 
-    weight: `[G, T, K]`. inverse: C⁻¹ `[G, K, K]`, or None where K is too wide (`blocks` then holds C itself by unit).
-    columns: columns of each unit. scale: variance that losses are relative to.
+    mean: of its input, `[G, K]`. weight: `[G, T, K]`. inverse: C⁻¹ `[G, K, K]`, or None where K is too wide (`diagonal`
+    then holds variances). columns: columns of each unit. scale: variance that losses are relative to, or what
+    `sensitivity` makes of it.
     """
 
+    node: str
+    mean: Array
     weight: Array
     inverse: Array | None
     columns: dict[int, Array]
     scale: float
     diagonal: Array | None = None
+
+    def copy(self) -> Curvature:
+        """One that can be down-dated by itself."""
+        inverse = None if self.inverse is None else self.inverse.copy()
+        return replace(self, weight=self.weight.copy(), inverse=inverse, columns=dict(self.columns))
 
     def losses(self, units: Sequence[int]) -> dict[int, float]:
         """Relative loss of each unit if it alone went next."""
@@ -87,7 +95,14 @@ class Curvature:
 
 
 def curvature(
-    weight: Array, mean: Array, second: Array | None, rows: Array | None, inner: Cells, free: Array, scale: float
+    node: str,
+    weight: Array,
+    mean: Array,
+    second: Array | None,
+    rows: Array | None,
+    inner: Cells,
+    free: Array,
+    scale: float,
 ) -> Curvature:
     """Losses of a consumer from its input's moments (`second` E[x xᵀ], or sampled `rows`).
 
@@ -102,11 +117,11 @@ def curvature(
         else:
             assert second is not None
             spread = np.diagonal(second.reshape(groups, width, width), axis1=1, axis2=2) - mean**2
-        return Curvature(weight.astype(np.float64), None, columns, scale, np.maximum(spread, 0.0))
+        return Curvature(node, mean, weight.astype(np.float64), None, columns, scale, np.maximum(spread, 0.0))
     covariance = second.reshape(groups, width, width) - mean[:, :, None] * mean[:, None, :]
     ridge = np.maximum(np.trace(covariance, axis1=1, axis2=2) / width, 1e-12) * RIDGE
     inverse = np.linalg.inv(covariance + ridge[:, None, None] * np.eye(width))
-    return Curvature(weight.astype(np.float64), inverse, columns, scale)
+    return Curvature(node, mean, weight.astype(np.float64), inverse, columns, scale)
 
 
 def columns_of(inner: Cells, free: Array, each: int) -> dict[int, Array]:

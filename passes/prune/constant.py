@@ -1,0 +1,276 @@
+"""What is known of every channel before anything runs: bounds of its values, and which channels are copies of another.
+
+Intervals flow through the graph from weights alone (inputs are anything), and so does a number for the way in which
+a channel is computed. A channel whose bounds meet is a constant; two with one number are equal. Of what an operator
+without a rule puts out nothing is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from ...ir import Model, edit
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Known:
+    """Of the positions of one axis of a tensor: bounds, and the number of their computation (float64, float64, int)."""
+
+    axis: int
+    lo: Array
+    hi: Array
+    key: Array
+
+
+@dataclass
+class Analysis:
+    """`known`: by tensor, for the tensors of which anything is known."""
+
+    model: Model
+    known: dict[str, Known] = field(default_factory=dict)
+    _keys: dict[Any, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for node in self.model.graph.nodes:
+            rule = RULES.get(node.op)
+            if rule is not None and node.domain in (None, "", "ai.onnx"):
+                found = rule(self, node)
+                if found is not None and not (np.isnan(found.lo).any() or np.isnan(found.hi).any()):
+                    self.known[node.outputs[0].name] = found
+
+    def number(self, what: Any) -> int:
+        """One number for one way of computing."""
+        return self._keys.setdefault(what, len(self._keys) + 1)
+
+    def of(self, tensor: Any) -> Known | None:
+        """What is known of a variable."""
+        return self.known.get(tensor.name)
+
+    def anything(self, tensor: Any, axis: int, count: int) -> Known:
+        """What is known of a variable along an axis; without bounds where nothing is."""
+        found = self.of(tensor)
+        if found is not None and found.axis == axis and len(found.lo) == count:
+            return found
+        keys = [self.number((tensor.name, axis, k)) for k in range(count)]
+        return Known(axis, np.full(count, -np.inf), np.full(count, np.inf), np.array(keys))
+
+
+def _times(weight: Array, bound: Array) -> Array:
+    """weight · bound, where nothing times no bound is nothing."""
+    with np.errstate(invalid="ignore"):
+        return np.where(weight == 0, 0.0, weight * bound)
+
+
+def _linear(
+    a: Analysis, node: gs.Node, x: Known, weight: Array, bias: Array | None, groups: int
+) -> tuple[Array, Array]:
+    """Bounds of W·x + b for weights `[M, K/G, taps]`."""
+    up, down = np.maximum(weight, 0).sum(2), np.minimum(weight, 0).sum(2)
+    lo, hi = (np.repeat(v.reshape(groups, -1), len(weight) // groups, 0) for v in (x.lo, x.hi))
+    extra = 0.0 if bias is None else bias.astype(np.float64)
+    low = (_times(up, lo) + _times(down, hi)).sum(1) + extra
+    high = (_times(up, hi) + _times(down, lo)).sum(1) + extra
+    return low, high
+
+
+def _attributes(node: gs.Node) -> Any:
+    return (node.op, *sorted((k, str(v)) for k, v in node.attrs.items() if k != "group"))
+
+
+def _conv(a: Analysis, node: gs.Node) -> Known | None:
+    weight, bias = edit.const(node, 1), edit.const(node, 2)
+    if weight is None or (edit.get(node, 2) is not None and bias is None):
+        return None
+    groups = int(node.attrs.get("group", 1))
+    x = a.anything(node.inputs[0], 1, weight.shape[1] * groups)
+    if is_padded(node):
+        x = Known(1, np.minimum(x.lo, 0), np.maximum(x.hi, 0), x.key)
+    flat = weight.reshape(len(weight), weight.shape[1], -1).astype(np.float64)
+    lo, hi = _linear(a, node, x, flat, bias, groups)
+    each = x.key.reshape(groups, -1)
+    rows = [
+        (
+            _attributes(node),
+            each[k * groups // len(weight)].tobytes(),
+            weight[k].tobytes(),
+            None if bias is None else float(bias[k]),
+        )
+        for k in range(len(weight))
+    ]
+    return Known(1, lo, hi, np.array([a.number(r) for r in rows]))
+
+
+def is_padded(node: gs.Node) -> bool:
+    """Whether a convolution may see zeros beyond the borders of its input."""
+    automatic = str(node.attrs.get("auto_pad", "NOTSET") or "NOTSET")
+    return any(node.attrs.get("pads", ())) or automatic not in ("NOTSET", "VALID")
+
+
+def _matrix(a: Analysis, node: gs.Node) -> Known | None:
+    weight, bias = edit.const(node, 1), edit.const(node, 2)
+    plain = all(node.attrs.get(k, d) == d for k, d in (("alpha", 1.0), ("beta", 1.0), ("transA", 0)))
+    if weight is None or weight.ndim != 2 or not plain or (edit.get(node, 2) is not None and bias is None):
+        return None
+    rows = weight if node.attrs.get("transB", 0) else weight.T
+    shape = node.inputs[0].shape
+    if not shape or (bias is not None and bias.shape != (len(rows),)):
+        return None
+    last = len(shape) - 1
+    x = a.anything(node.inputs[0], last, rows.shape[1])
+    lo, hi = _linear(a, node, x, rows[:, :, None].astype(np.float64), bias, 1)
+    found = [(x.key.tobytes(), r.tobytes(), None if bias is None else float(bias[k])) for k, r in enumerate(rows)]
+    return Known(last, lo, hi, np.array([a.number(f) for f in found]))
+
+
+def _norm(a: Analysis, node: gs.Node) -> Known | None:
+    given = [edit.const(node, k) for k in range(1, 5)]
+    if any(g is None for g in given) or node.attrs.get("training_mode", 0):
+        return None
+    scale, shift, mean, var = (np.asarray(g, np.float64) for g in given)
+    factor = scale / np.sqrt(var + float(node.attrs.get("epsilon", 1e-5)))
+    offset = shift - mean * factor
+    x = a.anything(node.inputs[0], 1, len(scale))
+    ends = _times(factor, x.lo) + offset, _times(factor, x.hi) + offset
+    lo, hi = np.minimum(*ends), np.maximum(*ends)
+    dead = factor == 0
+    lo, hi = np.where(dead, shift, lo), np.where(dead, shift, hi)
+    keys = [a.number(("norm", k, f, o)) for k, f, o in zip(x.key.tolist(), factor.tolist(), offset.tolist())]
+    return Known(1, lo, hi, np.array(keys))
+
+
+def _monotone(function: Callable[[gs.Node, Array], Array]) -> Callable[[Analysis, gs.Node], Known | None]:
+    def rule(a: Analysis, node: gs.Node) -> Known | None:
+        x = a.of(node.inputs[0])
+        if x is None or any(
+            edit.get(node, k) is not None and edit.const(node, k) is None for k in range(1, len(node.inputs))
+        ):
+            return None
+        with np.errstate(over="ignore"):
+            ends = function(node, x.lo), function(node, x.hi)
+        extra = (_attributes(node), *(t.values.tobytes() for t in node.inputs[1:] if isinstance(t, gs.Constant)))
+        keys = np.array([a.number((extra, k)) for k in x.key.tolist()])
+        return Known(x.axis, np.minimum(*ends), np.maximum(*ends), keys)
+
+    return rule
+
+
+def _clip(node: gs.Node, x: Array) -> Array:
+    low, high = edit.const(node, 1), edit.const(node, 2)
+    low = node.attrs.get("min", -np.inf) if low is None else low
+    high = node.attrs.get("max", np.inf) if high is None else high
+    return np.clip(x, np.float64(low), np.float64(high))
+
+
+def _leaky(node: gs.Node, x: Array) -> Array:
+    slope = float(node.attrs.get("alpha", 0.01))
+    return np.where(x < 0, slope * x, x) if slope >= 0 else np.full_like(x, np.nan)
+
+
+def _binary(a: Analysis, node: gs.Node) -> Known | None:
+    found = [a.of(t) for t in node.inputs]
+    axis, count = next(
+        ((f.axis - len(t.shape), len(f.lo)) for f, t in zip(found, node.inputs) if f and t.shape), (0, 0)
+    )
+    if len(found) != 2 or not count:
+        return None
+    sides = [_side(a, t, axis, count) for t in node.inputs]
+    if any(s is None for s in sides):
+        return None
+    (xl, xh, xk), (yl, yh, yk) = sides  # type: ignore[misc]
+    if node.op == "Add":
+        lo, hi = xl + yl, xh + yh
+    elif node.op == "Sub":
+        lo, hi = xl - yh, xh - yl
+    elif node.op == "Mul":
+        every = np.stack([_product(p, q) for p in (xl, xh) for q in (yl, yh)])
+        lo, hi = every.min(0), every.max(0)
+    else:
+        pick = np.maximum if node.op == "Max" else np.minimum
+        lo, hi = pick(xl, yl), pick(xh, yh)
+    keys = np.array([a.number((node.op, p, q)) for p, q in zip(xk, yk)])
+    rank = max(len(t.shape) for t in node.inputs)
+    return Known(rank + axis, lo, hi, keys)
+
+
+def _product(p: Array, q: Array) -> Array:
+    with np.errstate(invalid="ignore"):
+        return np.where((p == 0) | (q == 0), 0.0, p * q)
+
+
+def _side(a: Analysis, tensor: Any, axis: int, count: int) -> tuple[Array, Array, list[Any]] | None:
+    """Bounds of an operand along an axis counted from the end, as long as the other operand's."""
+    if isinstance(tensor, gs.Constant):
+        values = tensor.values.astype(np.float64)
+        along = [d for k, d in enumerate(values.shape) if k - values.ndim != axis]
+        if any(d != 1 for d in along) or values.size not in (1, count):
+            return None
+        flat = np.broadcast_to(values.reshape(-1), (count,))
+        return flat, flat, flat.tolist()
+    found = a.of(tensor)
+    if found is None or tensor.shape is None or found.axis - len(tensor.shape) != axis or len(found.lo) != count:
+        return None
+    return found.lo, found.hi, [("tensor", k) for k in found.key.tolist()]
+
+
+def _pool(a: Analysis, node: gs.Node) -> Known | None:
+    x = a.of(node.inputs[0])
+    if x is None or x.axis != 1:
+        return None
+    keys = np.array([a.number((_attributes(node), k)) for k in x.key.tolist()])
+    if node.op == "AveragePool" and node.attrs.get("count_include_pad", 0):
+        return Known(1, np.minimum(x.lo, 0), np.maximum(x.hi, 0), keys)
+    return Known(1, x.lo, x.hi, keys)
+
+
+def _flat(a: Analysis, node: gs.Node) -> Known | None:
+    """Flatten, Reshape, Squeeze and Identity that leave the channels where they are."""
+    x, before, after = a.of(node.inputs[0]), node.inputs[0].shape, node.outputs[0].shape
+    if x is None or not before or not after or x.axis != 1 or len(after) < 2 or after[1] != len(x.lo):
+        return None
+    same = list(before) == list(after) or all(d == 1 for d in (*before[2:], *after[2:]))
+    return x if same and before[0] == after[0] else None
+
+
+def _concat(a: Analysis, node: gs.Node) -> Known | None:
+    rank = len(node.outputs[0].shape or ())
+    axis = int(node.attrs.get("axis", 0)) % rank if rank else -1
+    if axis < 1 or any(
+        not t.shape or not isinstance(t.shape[axis], int) or isinstance(t, gs.Constant) for t in node.inputs
+    ):
+        return None
+    every = [a.anything(t, axis, t.shape[axis]) for t in node.inputs]
+    return Known(axis, *(np.concatenate([getattr(x, k) for x in every]) for k in ("lo", "hi", "key")))
+
+
+def _sigmoid(node: gs.Node, x: Array) -> Array:
+    return 1 / (1 + np.exp(-x))
+
+
+RULES: dict[str, Callable[[Analysis, gs.Node], Known | None]] = {
+    "Conv": _conv,
+    "Gemm": _matrix,
+    "MatMul": _matrix,
+    "BatchNormalization": _norm,
+    "Relu": _monotone(lambda node, x: np.maximum(x, 0)),
+    "Clip": _monotone(_clip),
+    "LeakyRelu": _monotone(_leaky),
+    "Sigmoid": _monotone(_sigmoid),
+    "Tanh": _monotone(lambda node, x: np.tanh(x)),
+    "Exp": _monotone(lambda node, x: np.exp(x)),
+    **dict.fromkeys(("Add", "Sub", "Mul", "Max", "Min"), _binary),
+    **dict.fromkeys(("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"), _pool),
+    **dict.fromkeys(("Flatten", "Reshape", "Squeeze", "Identity"), _flat),
+    "Concat": _concat,
+}
+
+
+def constants(known: Known) -> Sequence[bool]:
+    """Which positions have one value only."""
+    return (np.isfinite(known.lo) & (known.lo == known.hi)).tolist()

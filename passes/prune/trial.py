@@ -1,0 +1,149 @@
+"""Trials: the original with the weights of some layers exchanged, and what that does to its outputs.
+
+One session serves all trials, since the weights that may change are its inputs. What is compared are the *heads*: the
+graph outputs, or what they are put together from by operators that only move data. A detector concatenates boxes,
+objectness and classes of several strides; each is a head of its own, so that none drowns in the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from ...ir import Model, edit, ops, order
+from ...runtime.session import Session
+from .layers import Layer, matrix
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Change:
+    """Weights `[G, M/G, D]` of a layer, and what is added to its bias `[M]`."""
+
+    weights: Array
+    shift: Array
+
+
+def heads(model: Model) -> list[gs.Variable]:
+    """What the outputs are put together from, in the order in which it is found from the outputs backwards."""
+    queue: list[Any] = list(model.graph.outputs)
+    found: dict[str, gs.Variable] = {}
+    while queue:
+        tensor = queue.pop(0)
+        maker = tensor.inputs[0] if tensor.inputs else None
+        if maker is not None and ops.facts(maker).kind == "move":
+            queue += maker.inputs if maker.op == "Concat" else maker.inputs[:1]
+        elif isinstance(tensor, gs.Variable) and maker is not None:
+            found.setdefault(tensor.name, tensor)
+    return list(found.values())
+
+
+class Trials:
+    """Runs a model with other weights, or with positions of two contracted activations set to zero.
+
+    layers: whose weights may be exchanged. masked: (node, axis of its first input, positions) that may be masked.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        layers: Sequence[Layer],
+        masked: Iterable[tuple[str, int, int]],
+        feeds: Iterable[Mapping[str, Any]],
+        threads: int,
+    ):
+        copy = model.copy()
+        nodes = {n.name: n for n in copy.graph.nodes}
+        self.names: dict[str, tuple[str, str]] = {}
+        self.given: dict[str, Array] = {}
+        self.forms = {x.node: _form(nodes[x.node]) for x in layers}
+        for layer in layers:
+            node = nodes[layer.node]
+            bias = _open_bias(copy, nodes, layer, self.given)
+            self.names[layer.node] = (_open(copy, node, 1, node.inputs[1].values, self.given), bias)
+        self.masks = {n: _open_mask(copy, nodes[n], axis, count, self.given) for n, axis, count in masked}
+        copy.graph.outputs = heads(copy)
+        copy.header.input_order, copy.header.protos = (), {}
+        order.sort(copy)
+        self.session = Session(copy, threads=threads)
+        self.feeds = list(feeds)
+        self.reference = [self.session.run({**f, **self.given}) for f in self.feeds]
+        self.spread = {k: _spread([r[k] for r in self.reference]) for k in self.session.outputs if self._counts(k)}
+
+    def _counts(self, head: str) -> bool:
+        return all(isinstance(r[head], np.ndarray) and r[head].dtype.kind == "f" for r in self.reference)
+
+    def error(self, changes: Mapping[str, Change], masks: Mapping[str, Array] | None = None) -> float:
+        """Squared error of the heads, each relative to its variance over the feeds, and averaged over the heads."""
+        given = dict(self.given)
+        for node, change in changes.items():
+            weight, bias = self.names[node]
+            given[weight] = self.forms[node](change.weights)
+            if bias:
+                given[bias] = (given[bias] + change.shift).astype(np.float32)
+        for node, mask in (masks or {}).items():
+            given[self.masks[node]] = mask.reshape(given[self.masks[node]].shape).astype(np.float32)
+        total = dict.fromkeys(self.spread, 0.0)
+        for feed, reference in zip(self.feeds, self.reference):
+            found = self.session.run({**feed, **given})
+            for head in total:
+                apart = np.subtract(found[head], reference[head], dtype=np.float64)
+                total[head] += float(np.square(apart).mean()) / len(self.feeds)
+        return float(np.mean([e / self.spread[k] for k, e in total.items()])) if total else 0.0
+
+
+def _spread(values: Sequence[Array]) -> float:
+    """Variance over feeds and samples, position by position, averaged: a constant offset of a position is no signal."""
+    each = [v if v.ndim else v[None] for v in values]
+    if len({v.shape[1:] for v in each}) > 1 or sum(len(v) for v in each) < 2:
+        return max(float(np.concatenate([v.reshape(-1) for v in each]).var(dtype=np.float64)), 1e-30)
+    return max(float(np.concatenate(each).var(0, dtype=np.float64).mean()), 1e-30)
+
+
+def _form(node: gs.Node) -> Any:
+    """A function from weights `[G, M/G, D]` to the node's own layout."""
+    shape, conv = node.inputs[1].shape, node.op == "Conv"
+    flipped = node.op != "Gemm" or not node.attrs.get("transB", 0)
+
+    def form(weights: Array) -> Array:
+        laid = weights.reshape(shape) if conv else weights[0].T if flipped else weights[0]
+        return np.ascontiguousarray(laid, dtype=np.float32)
+
+    return form
+
+
+def _open(model: Model, node: gs.Node, index: int, value: Array, given: dict[str, Array]) -> str:
+    tensor = edit.variable(model, f"{node.name}_{index}", np.float32, value.shape)
+    edit.set_input(node, index, tensor)
+    model.graph.inputs.append(tensor)
+    given[tensor.name] = np.ascontiguousarray(value, dtype=np.float32)
+    return str(tensor.name)
+
+
+def _open_bias(model: Model, nodes: Mapping[str, gs.Node], layer: Layer, given: dict[str, Array]) -> str:
+    if layer.bias is None:
+        return ""
+    node, index = nodes[layer.bias[0]], layer.bias[1]
+    old = edit.const(node, index)
+    return _open(model, node, index, np.zeros(outputs_of(nodes[layer.node])) if old is None else old, given)
+
+
+def outputs_of(node: gs.Node) -> int:
+    """Outputs of a layer: rows of its matrices, over all groups."""
+    return int(np.prod(matrix(node).shape[:2]))
+
+
+def _open_mask(model: Model, node: gs.Node, axis: int, count: int, given: dict[str, Array]) -> str:
+    tensor = node.inputs[0]
+    mask = edit.variable(model, f"{node.name}_mask", np.float32, [count] + [1] * (len(tensor.shape) - axis - 1))
+    masked = edit.variable(model, f"{node.name}_masked", tensor.dtype, tensor.shape)
+    edit.add(model.graph, edit.node(model, "Mul", [tensor, mask], outputs=[masked]))
+    edit.set_input(node, 0, masked)
+    model.graph.inputs.append(mask)
+    given[mask.name] = np.ones(mask.shape, np.float32)
+    return str(mask.name)

@@ -1,0 +1,126 @@
+"""`prune:lossless` against the original: what may go without a trace, and what may not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import helper
+from onnxslim_opt.passes.base import Context
+from onnxslim_opt.passes.prune import Prune
+from onnxslim_opt.passes.target import Target
+from onnxslim_opt.runtime import feeds
+from prune_twin import build, distance, run
+
+from onnxslim_opt import ir
+
+RNG = np.random.default_rng(0)
+
+
+def weights(*shape: int) -> np.ndarray:
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+def lossless(model: ir.Model) -> ir.Model:
+    """The pruned model, after its outputs were found equal to the original's."""
+    found = feeds.resolve("random", model)
+    fit, check = found.split()
+    small = model.copy()
+    Prune(lossless=True).run(small, Context(Target(), fit, check, "random", model, None))  # type: ignore[arg-type]
+    ir.order.sort(small)
+    ir.shapes.refresh(small)
+    ir.verify.check(small)
+    for _ in range(3):
+        x = {t.name: weights(*t.shape) for t in model.graph.inputs}
+        assert distance(run(ir.to_proto(model), x), run(ir.to_proto(small), x)) < 2e-6
+    return small
+
+
+def widths(model: ir.Model) -> list[int]:
+    return [n.inputs[1].shape[0] for n in model.graph.nodes if n.op == "Conv"]
+
+
+def conv(name: str, x: str, y: str, pads: int = 1, **attrs: Any) -> Any:
+    return helper.make_node("Conv", [x, f"{name}_w", f"{name}_b"], [y], name=name, pads=[pads] * 4, **attrs)
+
+
+def two(middle: list[Any], made: dict[str, np.ndarray], pads: int = 0) -> ir.Model:
+    """Convolution to `y`, what lies between, a convolution from `z`."""
+    w = {"a_w": weights(10, 3, 3, 3), "a_b": weights(10), "b_w": weights(6, 10, 3, 3), "b_b": weights(6), **made}
+    return build([conv("a", "x", "y"), *middle, conv("b", "z", "out", pads)], {"x": [1, 3, 9, 9]}, w)
+
+
+def test_zeroed_batch_norms_of_a_residual_network_go() -> None:
+    """A third of the gammas and betas is zero; the stream keeps what any of its summands needs."""
+    made: dict[str, np.ndarray] = {}
+    dead = {k: np.sort(RNG.choice(12, 4, replace=False)) for k in ("in", "p", "q")}
+
+    def normed(name: str, x: str, y: str, inputs: int, zero: np.ndarray) -> list[Any]:
+        made.update({f"{name}_w": weights(12, inputs, 3, 3), f"{name}_b": weights(12)})
+        norm = {"g": weights(12), "s": weights(12), "m": weights(12), "v": weights(12) ** 2 + 0.5}
+        norm["g"][zero] = norm["s"][zero] = 0
+        made.update({f"{name}_{k}": v for k, v in norm.items()})
+        names = [f"{name}_c", *(f"{name}_{k}" for k in "gsmv")]
+        return [conv(name, x, f"{name}_c"), helper.make_node("BatchNormalization", names, [y], name=f"{name}_n")]
+
+    nodes = [*normed("in", "x", "n0", 3, dead["in"]), helper.make_node("Relu", ["n0"], ["r0"])]
+    nodes += [*normed("p", "r0", "n1", 12, dead["p"]), helper.make_node("Relu", ["n1"], ["r1"])]
+    nodes += [*normed("q", "r1", "n2", 12, dead["q"]), helper.make_node("Add", ["n2", "r0"], ["s"])]
+    made.update({"o_w": weights(5, 12, 3, 3), "o_b": weights(5)})
+    small = lossless(build([*nodes, conv("o", "s", "out")], {"x": [1, 3, 8, 8]}, made))
+    stream = 12 - len(set(dead["in"]) & set(dead["q"]))
+    assert widths(small) == [stream, 8, stream, 5]
+
+
+@pytest.mark.parametrize("pads", [0, 1])
+def test_constants_go_into_the_next_bias_unless_it_pads_with_zeros(pads: int) -> None:
+    gamma, beta = weights(10), np.abs(weights(10)) + 0.1
+    gamma[[2, 3, 7]] = 0
+    beta[3] = 0  # zero after the norm: gone whatever the padding
+    made = {"g": gamma, "s": beta, "m": weights(10), "v": weights(10) ** 2 + 0.5}
+    middle = [
+        helper.make_node("BatchNormalization", ["y", "g", "s", "m", "v"], ["n"]),
+        helper.make_node("Relu", ["n"], ["z"]),
+    ]
+    assert widths(lossless(two(middle, made, pads))) == [7 if pads == 0 else 9, 6]
+
+
+def test_a_relu_that_never_fires_by_bounds_takes_its_channel_along() -> None:
+    """Between sigmoid and ReLU: weights and bias all negative."""
+    w, b = weights(8, 10, 1, 1), weights(8)
+    w[[1, 4]], b[[1, 4]] = -np.abs(w[[1, 4]]), -1
+    nodes = [helper.make_node("Sigmoid", ["y"], ["s"]), conv("m", "s", "t", 0), helper.make_node("Relu", ["t"], ["z"])]
+    model = two(nodes, {"m_w": w, "m_b": b, "b_w": weights(6, 8, 3, 3)}, pads=1)
+    assert widths(lossless(model)) == [10, 6, 6]
+
+
+def test_equal_channels_become_one_even_behind_padding() -> None:
+    w, b = weights(10, 3, 3, 3), weights(10)
+    w[[5, 8]], b[[5, 8]] = w[1], b[1]
+    w[6] = w[2]  # equal weights, another bias: not equal
+    d, db = weights(10, 1, 3, 3), weights(10)
+    d[[5]], db[[5]] = d[1], db[1]  # 8 parts from 1 and 5 in the depthwise layer
+    nodes = [helper.make_node("Relu", ["y"], ["r"]), conv("d", "r", "z", group=10)]
+    model = two(nodes, {"a_w": w, "a_b": b, "d_w": d, "d_b": db}, pads=1)
+    assert widths(lossless(model)) == [9, 9, 6]
+
+
+def test_a_classifier_behind_global_pooling_takes_constants_over() -> None:
+    w = weights(10, 3, 3, 3)
+    w[[0, 9]] = 0
+    made = {"a_w": w, "a_b": np.abs(weights(10)), "fc": weights(10, 4)}
+    nodes = [
+        conv("a", "x", "y"),
+        helper.make_node("Relu", ["y"], ["r"]),
+        helper.make_node("GlobalAveragePool", ["r"], ["p"]),
+        helper.make_node("Flatten", ["p"], ["f"]),
+        helper.make_node("Gemm", ["f", "fc"], ["out"], name="head"),
+    ]
+    small = lossless(build(nodes, {"x": [2, 3, 8, 8]}, made))
+    assert widths(small) == [8]
+
+
+def test_nothing_goes_where_nothing_is_dead() -> None:
+    model = two([helper.make_node("Relu", ["y"], ["z"])], {})
+    assert widths(lossless(model)) == [10, 6]
