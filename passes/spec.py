@@ -84,7 +84,7 @@ def summary(cls: type[Pass]) -> str:
 def _one(part: str, known: Registry) -> Pass:
     name, *settings = part.split(":")
     values: dict[str, str] = {}
-    for setting in settings:
+    for setting in _joined(settings):
         key, equals, value = setting.partition("=")
         if not equals:
             raise OptionError(f"pass {name!r}: {setting!r} is not of the form key=value")
@@ -92,6 +92,17 @@ def _one(part: str, known: Registry) -> Pass:
             raise OptionError(f"pass {name!r}: option {key.strip()!r} is given twice")
         values[key.strip()] = value.strip()
     return build(name.strip(), values, known)
+
+
+def _joined(settings: Sequence[str]) -> list[str]:
+    """Settings, with a number that stands alone put back behind the colon of its value: `nm=2:4`."""
+    found: list[str] = []
+    for setting in settings:
+        if setting.strip().isdecimal() and found and "=" in found[-1]:
+            found[-1] += f":{setting.strip()}"
+        else:
+            found.append(setting)
+    return found
 
 
 def _value(cls: type[Pass], f: Field[Any], raw: Any) -> Any:

@@ -1,0 +1,143 @@
+"""Zeros: how many, where, and what they cost beside zeros by magnitude."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import helper
+from onnxslim_opt.ir.errors import OptionError
+from onnxslim_opt.passes import sparsify, spec
+from onnxslim_opt.passes.base import Context
+from onnxslim_opt.passes.prune.layers import layers, matrix
+from onnxslim_opt.passes.sparsify import Sparsify
+from onnxslim_opt.passes.target import Target
+from onnxslim_opt.runtime import feeds
+from onnxslim_opt.runtime.session import Session
+from prune_twin import build
+
+from onnxslim_opt import ir
+
+RNG = np.random.default_rng(0)
+MIX = RNG.standard_normal((8, 8)).astype(np.float32) * 0.9 ** np.arange(8, dtype=np.float32)[:, None]
+
+
+def weights(*shape: int) -> np.ndarray:
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+def network() -> ir.Model:
+    w = {"a": weights(16, 8, 3, 3), "ab": weights(16), "b": weights(12, 16, 1, 1), "fc": weights(12, 4)}
+    nodes = [
+        helper.make_node("Conv", ["x", "a", "ab"], ["y"], name="first", pads=[1] * 4),
+        helper.make_node("Relu", ["y"], ["z"]),
+        helper.make_node("Conv", ["z", "b"], ["u"], name="second"),
+        helper.make_node("GlobalAveragePool", ["u"], ["p"]),
+        helper.make_node("Flatten", ["p"], ["f"]),
+        helper.make_node("MatMul", ["f", "fc"], ["out"], name="head"),
+    ]
+    return build(nodes, {"x": [1, 8, 6, 6]}, w)
+
+
+def images() -> list[dict[str, np.ndarray]]:
+    return [{"x": np.einsum("ij,njhw->nihw", MIX, weights(1, 8, 6, 6))} for _ in range(40)]
+
+
+def run(model: ir.Model, data: Any, said: list[str] | None = None, **options: Any) -> tuple[ir.Model, Any]:
+    found = feeds.resolve(data, model)
+    fit, check = found.split()
+    exclude = re.compile("head")
+    ctx = Context(Target(), fit, check, found.source, model, None, exclude=exclude)  # type: ignore[arg-type]
+    ctx.on_note = (said if said is not None else []).append
+    small = model.copy()
+    return small, Sparsify(**options).run(small, ctx)
+
+
+def matrices(model: ir.Model) -> dict[str, np.ndarray]:
+    nodes = {n.name: n for n in model.graph.nodes}
+    return {x.node: nodes[x.node].inputs[1].values for x in layers(model)}
+
+
+def test_the_share_that_was_asked_for_is_zero_and_excluded_layers_keep_theirs() -> None:
+    small, result = run(network(), images(), ratio=0.6)
+    found = {name: float((w == 0).mean()) for name, w in matrices(small).items()}
+    assert found["head"] == 0 and result.did["layers"] == 2
+    assert all(found[k] == pytest.approx(0.6, abs=0.01) for k in ("first", "second"))
+
+
+def test_two_of_four_neighbouring_input_channels_stay() -> None:
+    small, _ = run(network(), images(), nm="2:4")
+    for name in ("first", "second"):
+        w = matrices(small)[name]
+        tiles = (w != 0).reshape(w.shape[0], -1, 4, *w.shape[2:])
+        assert (tiles.sum(2) == 2).all()
+
+
+@pytest.mark.parametrize("options", [{"ratio": 0.5}, {"nm": "2:4"}])
+def test_second_order_zeros_hurt_less_than_small_ones(options: dict[str, Any]) -> None:
+    model, data = network(), images()
+    fresh = images()
+    good, _ = run(model, data, **options)
+    plain, _ = run(model, "random", **options)
+
+    def outputs(m: ir.Model) -> np.ndarray:
+        session = Session(m)
+        return np.concatenate([session.run(x)["out"] for x in fresh])
+
+    want = outputs(model)
+    errors = [float(np.square(outputs(m) - want).mean()) for m in (good, plain)]
+    assert errors[0] < 0.5 * errors[1]
+
+
+def test_the_last_columns_take_over_exactly_what_least_squares_would() -> None:
+    """One column goes from the front: what is left must be the best fit of the others."""
+    x = RNG.standard_normal((4000, 6)) @ RNG.standard_normal((6, 6))
+    w = RNG.standard_normal((3, 6))
+    w[:, 0] *= 1e-3  # the first column is the cheapest in every row
+    covariance = np.cov(x.T, bias=True)
+    found = sparsify.surgeon(w, covariance, 3 / 18, None)
+    assert (found[:, 0] == 0).all() and (found[:, 1:] != 0).all()
+    centred = x - x.mean(0)
+    ridge = sparsify.RIDGE * np.trace(covariance) / 6 * len(x)
+    a, rest = centred[:, 1:], w[:, 1:]  # the ridge pulls towards the old weights
+    delta = np.linalg.solve(a.T @ a + ridge * np.eye(5), a.T @ centred[:, :1] @ w[:, :1].T).T
+    np.testing.assert_allclose(found[:, 1:], rest + delta, rtol=1e-8)
+
+
+def test_it_says_that_nothing_gets_faster() -> None:
+    said: list[str] = []
+    run(network(), images(), said, ratio=0.5)
+    assert any("does not skip zeros" in s for s in said)
+
+
+def test_layers_that_do_not_fit_the_pattern_are_named() -> None:
+    _, result = run(network(), images(), nm="3:5")
+    assert {s.node: s.reason for s in result.skipped}["first"] == "8 input channels are no multiple of 5"
+    assert not result.changed
+
+
+@pytest.mark.parametrize("options", [{"nm": "4:2"}, {"nm": "half"}, {"nm": "0:4"}, {"ratio": 0.5, "nm": "2:4"}])
+def test_bad_options_are_refused_in_one_line(options: dict[str, Any]) -> None:
+    with pytest.raises(OptionError, match="sparsify"):
+        Sparsify(**options)
+
+
+def test_weaker_means_fewer_zeros() -> None:
+    model = network()
+    found = feeds.resolve(images(), model)
+    fit, check = found.split()
+    ctx = Context(Target(), fit, check, found.source, model, None)  # type: ignore[arg-type]
+    for wanted in (Sparsify(ratio=0.8), Sparsify(nm="2:4")):
+        plan = wanted.plan(model, ctx)
+        zeros = [wanted.apply(model.copy(), plan, s, ctx).did["weights set to zero"] for s in (0.3, 0.6, 1.0)]
+        assert zeros == sorted(zeros) and zeros[0] < zeros[-1]
+    assert matrix(next(n for n in model.graph.nodes if n.name == "first")).all()
+
+
+def test_the_pattern_is_read_and_shown_as_it_is_written() -> None:
+    assert spec.parse("sparsify:nm=2:4") == (Sparsify(nm="2:4"),)
+    assert spec.show(spec.parse("sparsify:nm=2:4,sparsify:ratio=0.5")) == "sparsify:nm=2:4,sparsify:ratio=0.5"
+    with pytest.raises(OptionError, match="key=value"):
+        spec.parse("sparsify:4")
