@@ -11,6 +11,7 @@ from .compare import compare
 from .inspect import inspect
 from .opt import opt
 from .passes import passes
+from .sensitivity import sensitivity
 from .zoo import zoo
 
 
@@ -67,5 +68,5 @@ def cli() -> None:
     """
 
 
-for command in (opt, inspect, compare, bench, passes, zoo):
+for command in (opt, inspect, sensitivity, compare, bench, passes, zoo):
     cli.add_command(command)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from commands import onnxslim
 from onnx import helper
 from onnxslim_opt.passes.base import Context
-from onnxslim_opt.passes.prune import groups, plan, sensitivity
+from onnxslim_opt.passes.prune import curves, groups, plan, sensitivity
 from onnxslim_opt.passes.prune.layers import layers
 from onnxslim_opt.passes.prune.trial import Change, Trials, heads
 from onnxslim_opt.passes.target import Target
@@ -109,3 +111,27 @@ def test_heads_are_what_the_outputs_are_put_together_from() -> None:
     nodes = [*head("1", 4), *head("2", 1), helper.make_node("Concat", ["r1", "r2"], ["both"], axis=1)]
     nodes.append(helper.make_node("Transpose", ["both"], ["out"], perm=[0, 2, 1]))
     assert [t.name for t in heads(build(nodes, {"x": [1, 4, 6, 6]}, made))] == ["h1", "h2"]
+
+
+def test_curves_rise_with_the_share_and_agree_with_models_cut_by_hand() -> None:
+    """At every share, for the quiet branch as for the loud one."""
+    model = two_branches(0.1)
+    found = curves.curves(model, context(model, images(model)), (0.25, 0.5, 0.75))
+    errors = {r.node: r.errors for r in found}
+    assert errors["first_p"] and errors["first_q"]
+    for row in errors.values():
+        assert row is not None and list(row) == sorted(row) and row[0] > 0
+    assert all(q < p / 10 for p, q in zip(errors["first_p"], errors["first_q"]))
+
+
+def test_the_command_prints_a_row_a_group(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = two_branches(0.1)
+    ir.save(model, tmp_path / "m.onnx")
+    np.savez(tmp_path / "d.npz", x=np.concatenate([f["x"] for f in images(model)]))
+    done = onnxslim(
+        capsys, "sensitivity", str(tmp_path / "m.onnx"), "--data", str(tmp_path / "d.npz"), "--ratios", "0.5"
+    )
+    rows = [line.split() for line in done.out.splitlines()]
+    names = [r[0] for r in rows if r and r[0].startswith("first")]
+    assert names == ["first_p", "first_q"], done.out
+    assert onnxslim(capsys, "sensitivity", str(tmp_path / "m.onnx"), "--ratios", "0.5,0.2").code == 2

@@ -47,8 +47,7 @@ def apply(
     """
     names = {c.node for c in curves}
     count = len(curves) + len(pairs)
-    spent = max(float(cost.of(model).macs), 1.0) * max(count, 1)
-    few = feeds.spread(int(min(max(WORK // spent, FEWEST), MOST)))
+    few = spare(model, count, feeds)
     masked = [(p.node, p.axes[0], len(p.inner)) for p, _ in pairs if p.inner is not None]
     trials = Trials(model, [x for x in layers if x.node in names], masked, few, ctx.workers)
     work = [
@@ -87,8 +86,19 @@ def taken(curve: Curvature, share: float) -> tuple[float, Change]:
         chosen = sorted(losses, key=lambda u: (losses[u], u))[:due]
         loss += sum(losses[u] for u in chosen)
         left.remove(chosen)
-    shift = np.einsum("gtk,gk->gt", curve.weight - left.weight, curve.mean).reshape(-1)
-    return loss, Change(left.weight, shift)
+    return loss, change(curve, left)
+
+
+def change(before: Curvature, after: Curvature) -> Change:
+    """The weights of a down-dated consumer, and the bias that keeps its output's mean."""
+    shift = np.einsum("gtk,gk->gt", before.weight - after.weight, before.mean).reshape(-1)
+    return Change(after.weight, shift)
+
+
+def spare(model: Model, trials: int, feeds: Feeds) -> Feeds:
+    """As many feeds as so many trials may take."""
+    spent = max(float(cost.of(model).macs), 1.0) * max(trials, 1)
+    return feeds.spread(int(min(max(WORK // spent, FEWEST), MOST)))
 
 
 def _of_pair(trials: Trials, groups: Groups, product: Product, losses: Mapping[int, float]) -> float:
