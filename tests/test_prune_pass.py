@@ -98,8 +98,13 @@ def test_two_runs_give_the_same_bytes() -> None:
     assert ir.to_bytes(first) == ir.to_bytes(second)
 
 
-@pytest.mark.parametrize("criterion", ["obs", "l1", "l2", "random"])
-@pytest.mark.parametrize("scope", ["global", "local"])
+@pytest.mark.parametrize(
+    ("criterion", "scope"),
+    [
+        *((c, "global") for c in ("obs", "l1", "l2", "fpgm", "activation", "random")),
+        *((c, s) for c in ("obs", "l1") for s in ("local", "isomorphic")),
+    ],
+)
 def test_every_criterion_removes_the_share_that_was_asked_for(criterion: str, scope: str) -> None:
     model = load("digits_resnet")
     small = model.copy()

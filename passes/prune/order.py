@@ -41,10 +41,14 @@ def greedy(
     scope: str,
     enough: Callable[[Order], bool],
     currency: str = "macs",
+    shares: Mapping[int, float] | None = None,
 ) -> Order:
     """Remove units until it is enough. extra: losses that do not change (units without a linear consumer, or all
-    units when there are no curvatures). currency: "channels", "macs" or "params", what savings are counted in."""
-    work = _Work(groups, curvatures, extra, currency)
+    units when there are no curvatures). currency: "channels", "macs" or "params", what savings are counted in. shares:
+    of families that lose just this share, before all others."""
+    work = _Work(groups, curvatures, extra, currency, scope)
+    for family, share in (shares or {}).items():
+        work.settle(family, share)
     while work.alive and not enough(work.order):
         chosen = work.cheapest() if scope == "global" else work.cheapest_of_each()
         if not chosen:
@@ -54,7 +58,9 @@ def greedy(
 
 
 class _Work:
-    def __init__(self, groups: Groups, curvatures: Sequence[Curvature], extra: Mapping[int, float], currency: str):
+    def __init__(
+        self, groups: Groups, curvatures: Sequence[Curvature], extra: Mapping[int, float], currency: str, scope: str
+    ):
         self.currency = currency
         self.ledger = groups.ledger
         self.ledger.reset()
@@ -64,6 +70,8 @@ class _Work:
         self.family = {int(u): k for k, f in enumerate(groups.families) for u in f.units}
         self.left = [len(f.units) for f in groups.families]
         self.size = list(self.left)
+        self.pool = structures(groups) if scope == "isomorphic" else list(range(len(self.size)))
+        self.pool_size = [sum(s for s, p in zip(self.size, self.pool) if p == k) for k in range(len(self.size))]
         self.row = {u: k for k, u in enumerate(units)}
         self.counts = self._counts(units)
         self.total_macs = max(self.ledger.amount(self.ledger.macs), 1.0)
@@ -118,18 +126,31 @@ class _Work:
         return chosen
 
     def cheapest_of_each(self) -> list[tuple[int, float]]:
-        """The same share of every family."""
+        """The same share of every pool: a family, or all families of one structure."""
         losses = self.losses()
-        by_family: dict[int, list[int]] = {}
+        by_pool: dict[int, list[int]] = {}
         for u in losses:
-            by_family.setdefault(self.family[u], []).append(u)
+            by_pool.setdefault(self.pool[self.family[u]], []).append(u)
         done = 1 + len(self.order.units) * ROUNDS / max(sum(self.size), 1)
         chosen = []
-        for k, units in by_family.items():
-            due = int(np.ceil(self.size[k] * done / ROUNDS)) - (self.size[k] - self.left[k])
+        for k, units in by_pool.items():
+            left = sum(n for n, pool in zip(self.left, self.pool) if pool == k)
+            due = int(np.ceil(self.pool_size[k] * done / ROUNDS)) - (self.pool_size[k] - left)
             for u in sorted(units, key=lambda u: (losses[u], u))[: max(due, 0)]:
                 chosen.append((u, losses[u]))
         return chosen or [(u, losses[u]) for u in sorted(losses, key=lambda u: (losses[u], u))[:1]]
+
+    def settle(self, family: int, share: float) -> None:
+        """Take the cheapest of a family until this share is gone, and leave the rest of it alone."""
+        due = round(share * self.size[family])
+        while due:
+            losses = {u: loss for u, loss in self.losses().items() if self.family[u] == family}
+            chosen = sorted(losses, key=lambda u: (losses[u], u))[: min(due, max(1, self.size[family] // 8))]
+            if not chosen:
+                break
+            self.remove([(u, losses[u]) for u in chosen])
+            due -= len(chosen)
+        self.alive = {u: None for u in self.alive if self.family[u] != family}
 
     def remove(self, chosen: Sequence[tuple[int, float]]) -> None:
         gone = []
@@ -151,3 +172,12 @@ class _Work:
         order.macs.append(1 - self.ledger.amount(self.ledger.macs) / self.total_macs)
         order.params.append(1 - self.ledger.amount(self.ledger.params) / self.total_params)
         order.loss.append(self.sum)
+
+
+def structures(groups: Groups) -> list[int]:
+    """Families with one structure (the same operators, cut at the same inputs and axes) get one number
+    (isomorphic pruning, arXiv 2407.04616)."""
+    ops = {n.name: n.op for n in groups.flow.model.graph.nodes}
+    known: dict[object, int] = {}
+    shapes = [tuple(sorted((ops[n], index, axis) for n, index, axis in f.members)) for f in groups.families]
+    return [known.setdefault(shape, len(known)) for shape in shapes]

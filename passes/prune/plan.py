@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ...ir import Model, edit
+from ...ir import Model
 from ...ir.flow import Flow, Product
 from ...runtime import moments
 from ...runtime.feeds import Feeds
@@ -137,30 +137,11 @@ def _shares(flow: Flow, product: Product, energy: Array) -> dict[int, float]:
     return found
 
 
-def magnitudes(model: Model, groups: Groups, power: int, bn: bool = False) -> dict[int, float]:
-    """Mean norm of a unit's slices of every weight that it cuts, relative to the mean slice (bn: of |gamma|)."""
-    flow, nodes = groups.flow, {n.name: n for n in model.graph.nodes}
-    free = set(groups.units.tolist())
-    total: dict[int, float] = {}
-    count: dict[int, int] = {}
-    for one in flow.cuts:
-        node = nodes[one.node]
-        values = edit.const(node, one.index)
-        gamma = node.op == "BatchNormalization" and one.index == 1
-        if values is None or (values.ndim < 2 and not (bn and gamma)) or (bn and not gamma):
-            continue
-        cells = flow.atoms.resolve(one.cells)
-        if cells is None:
-            continue
-        rest = tuple(a for a in range(values.ndim) if a != one.axis % values.ndim)
-        norm = (np.abs(values.astype(np.float64)) ** power).sum(rest)
-        norm = norm / max(float(norm.mean()), 1e-30)
-        for position, row in enumerate(cells):
-            for atom in row:
-                if int(atom) in free:
-                    total[int(atom)] = total.get(int(atom), 0.0) + float(norm[position])
-                    count[int(atom)] = count.get(int(atom), 0) + 1
-    return {u: total[u] / count[u] for u in total}
+def _contracted(node: gs.Node, index: int, rank: int) -> int:
+    if node.op == "Gemm":
+        flipped = bool(node.attrs.get(("transA", "transB")[index], 0))
+        return (1 - index) ^ int(flipped)
+    return rank - 1 if index == 0 or rank == 1 else rank - 2
 
 
-__all__ = ["FEEDS", "Plan", "chunks", "curvatures", "fitting_feeds", "goals", "layers", "magnitudes", "paired"]
+__all__ = ["FEEDS", "Plan", "chunks", "curvatures", "fitting_feeds", "goals", "layers", "paired"]

@@ -11,7 +11,7 @@ from ...ir import Model
 from ...ir import order as graph_order
 from ...ir.errors import OptionError
 from ..base import Context, LossyPass, PassResult, Skip
-from . import dead, grouping, sensitivity
+from . import criteria, dead, grouping, overrides, sensitivity
 from . import plan as planning
 from .amount import Amount, chosen
 from .cut import alive_after, cut
@@ -43,16 +43,22 @@ class Prune(LossyPass):
     criterion: str = field(
         default="auto",
         metadata={
-            "help": "what decides: obs (second order, needs data), l1, l2, bn, random; auto: obs with data, else l1",
-            "choices": ("auto", "obs", "l1", "l2", "bn", "random"),
+            "help": "what decides: obs (second order) and activation need data; l1, l2, bn (gammas), fpgm (distance to "
+            "the other filters), random; auto: obs with data, else l1",
+            "choices": ("auto", "obs", "l1", "l2", "bn", "fpgm", "activation", "random"),
         },
     )
     scope: str = field(
         default="global",
         metadata={
-            "help": "global: loss per channel, MAC or parameter (as the amount is given); local: every layer alike",
-            "choices": ("global", "local"),
+            "help": "global: loss per channel, MAC or parameter (as the amount is given); local: the same share of "
+            "every group; isomorphic: the same share of all groups of one structure",
+            "choices": ("global", "local", "isomorphic"),
         },
+    )
+    shares: tuple[str, ...] = field(
+        default=(),
+        metadata={"help": "REGEX=SHARE+...: groups whose channels a matching node makes lose just this share"},
     )
     round_to: int | None = field(
         default=None,
@@ -75,6 +81,7 @@ class Prune(LossyPass):
             raise OptionError(f"prune: give one of {' and '.join(given)}, not both")
         if given and self.lossless:
             raise OptionError(f"prune: lossless removes what is dead and nothing else; leave out {given[0]}")
+        overrides.parse(self.shares)
 
     @property
     def explicit(self) -> bool:
@@ -118,7 +125,8 @@ class Prune(LossyPass):
             extra = sensitivity.apply(
                 model, found, kinds, curves, planning.paired(model, found.flow, feeds, ctx), feeds, ctx
             )
-        order = greedy(found, curves, extra, self.scope, self._enough(len(found.units)), self._currency)
+        fixed = overrides.of_families(found, overrides.parse(self.shares))
+        order = greedy(found, curves, extra, self.scope, self._enough(len(found.units)), self._currency, fixed)
         return Plan(found, order, kinds, goals if self.refit and real else {}, feeds)
 
     def _fixed(self, model: Model, found: grouping.Groups, criterion: str, ctx: Context) -> dict[int, float]:
@@ -126,11 +134,14 @@ class Prune(LossyPass):
         if criterion == "random":
             rng = np.random.default_rng(ctx.seed)
             return dict(zip(found.units.tolist(), rng.random(len(found.units)).tolist()))
-        scores = planning.magnitudes(model, found, 2 if criterion == "l2" else 1, criterion == "bn")
+        if criterion == "activation":
+            return criteria.activations(model, found, planning.fitting_feeds(ctx), ctx)
+        if criterion == "fpgm":
+            return criteria.distances(model, found)
+        scores = criteria.gammas(model, found) if criterion == "bn" else {}
         if criterion == "bn" and not scores:
             ctx.note("prune: criterion=bn finds no BatchNormalization left (they were fused); l1 is used")
-            scores = planning.magnitudes(model, found, 1)
-        return scores
+        return scores or criteria.magnitudes(model, found, 2 if criterion == "l2" else 1)
 
     def _enough(self, total: int) -> Any:
         """Stop the order where no strength, nor any rounding, would look."""

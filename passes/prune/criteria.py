@@ -1,0 +1,105 @@
+"""Scores of units that need no second moments: magnitudes of weights, distances between them, sizes of activations.
+
+Each is relative to the mean over the axis that it is taken along, and averaged over everything that a unit cuts, so
+that layers can be compared; none says what a unit costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from ...ir import Model, edit
+from ...ir.labels import Cells
+from ...runtime.feeds import Feeds
+from ...runtime.taps import Tap, waves
+from ..base import Context
+from .grouping import Groups
+
+Array = np.ndarray
+FEEDS = 16  # that activations are looked at on
+
+
+def _averaged(groups: Groups, rows: Iterator[tuple[Cells | None, Array]]) -> dict[int, float]:
+    """unit -> mean of the scores of its positions; rows: labels of an axis, and a score of every position."""
+    free = set(groups.units.tolist())
+    total: dict[int, float] = {}
+    count: dict[int, int] = {}
+    for cells, score in rows:
+        relative = score / max(float(score.mean()), 1e-30)
+        for position, row in enumerate(cells if cells is not None else ()):
+            for atom in row.tolist():
+                if atom in free:
+                    total[atom] = total.get(atom, 0.0) + float(relative[position])
+                    count[atom] = count.get(atom, 0) + 1
+    return {u: total[u] / count[u] for u in total}
+
+
+def magnitudes(model: Model, groups: Groups, power: int) -> dict[int, float]:
+    """Norm of a unit's slices of every weight that it cuts."""
+
+    def rows() -> Iterator[tuple[Cells | None, Array]]:
+        for cells, values in _weights(model, groups):
+            yield cells, (np.abs(values) ** power).sum(1)
+
+    return _averaged(groups, rows())
+
+
+def gammas(model: Model, groups: Groups) -> dict[int, float]:
+    """|gamma| of the batch norms that a unit passes (Network Slimming, arXiv 1708.06519)."""
+    flow, nodes = groups.flow, {n.name: n for n in model.graph.nodes}
+
+    def rows() -> Iterator[tuple[Cells | None, Array]]:
+        for one in flow.cuts:
+            values = edit.const(nodes[one.node], one.index)
+            if nodes[one.node].op == "BatchNormalization" and one.index == 1 and values is not None:
+                yield flow.atoms.resolve(one.cells), np.abs(values.astype(np.float64))
+
+    return _averaged(groups, rows())
+
+
+def distances(model: Model, groups: Groups) -> dict[int, float]:
+    """How far a unit's slice is from the others of its weight: near all of them, they can stand in for it (geometric
+    median, arXiv 1811.00250)."""
+
+    def rows() -> Iterator[tuple[Cells | None, Array]]:
+        for cells, values in _weights(model, groups):
+            square = np.square(values).sum(1)
+            apart = square[:, None] + square[None, :] - 2 * values @ values.T
+            yield cells, np.sqrt(np.maximum(apart, 0.0)).sum(1)
+
+    return _averaged(groups, rows())
+
+
+def _weights(model: Model, groups: Groups) -> Iterator[tuple[Cells | None, Array]]:
+    """Labels of every cut axis of a weight, and its slices along it, `[positions, rest]`."""
+    flow, nodes = groups.flow, {n.name: n for n in model.graph.nodes}
+    for one in flow.cuts:
+        values = edit.const(nodes[one.node], one.index)
+        if values is not None and values.ndim >= 2:
+            turned = np.moveaxis(values.astype(np.float64), one.axis, 0)
+            yield flow.atoms.resolve(one.cells), turned.reshape(len(turned), -1)
+
+
+def activations(model: Model, groups: Groups, feeds: Feeds, ctx: Context) -> dict[int, float]:
+    """Mean of |x| at a unit's positions of what its readers contract."""
+    flow, nodes = groups.flow, {n.name: n for n in model.graph.nodes}
+    read = {}
+    for product in flow.products:
+        cells = flow.atoms.resolve(product.inner)
+        if cells is not None:
+            read[nodes[product.node].inputs[product.data].name, product.contracted] = cells
+    sums: dict[tuple[str, int], Array] = {}
+    sizes = {t: 4 * int(np.prod(flow.sizes[t])) for t, _ in read if t in flow.sizes}
+    few = feeds.spread(FEEDS)
+    for wave in waves(dict.fromkeys(t for t, _ in read), sizes, max(1, ctx.memory_mb << 20) // 4):
+        tap = Tap(model, wave, threads=ctx.workers)
+        for feed in few:
+            values = tap.run(feed)
+            for tensor, axis in read:
+                if tensor in values:
+                    rest = tuple(a for a in range(values[tensor].ndim) if a != axis)
+                    mean = np.abs(values[tensor]).mean(rest, dtype=np.float64)
+                    sums[tensor, axis] = sums.get((tensor, axis), np.zeros(())) + mean
+    return _averaged(groups, ((read[key], score) for key, score in sums.items() if len(score) == len(read[key])))

@@ -1,0 +1,42 @@
+"""Shares that the user sets for single groups: `REGEX=SHARE`, searched in the names of the nodes that make a
+group's channels."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from ...ir.errors import OptionError
+from .grouping import Groups
+
+Overrides = Sequence[tuple[re.Pattern[str], float]]
+
+
+def parse(texts: Sequence[str]) -> Overrides:
+    """Raises OptionError for what is not of the form."""
+    found = []
+    for text in texts:
+        expression, equals, share = text.rpartition("=")
+        try:
+            value = float(share)
+            pattern = re.compile(expression)
+        except (ValueError, re.error):
+            value, pattern = -1.0, re.compile("")
+        if not equals or not expression or not 0 <= value < 1:
+            raise OptionError(
+                f"prune: shares={text} is not REGEX=SHARE with a share from 0 to below 1, e.g. layer3.*=0.6"
+            )
+        found.append((pattern, value))
+    return found
+
+
+def of_families(groups: Groups, overrides: Overrides) -> Mapping[int, float]:
+    """Family (by its place in `groups.families`) -> share. Raises OptionError where nothing matches."""
+    makers = {(o.node, o.index, o.axis) for o in groups.flow.origins}
+    found: dict[int, float] = {}
+    for pattern, share in overrides:
+        hit = [k for k, f in enumerate(groups.families) if any(pattern.search(m[0]) for m in f.members if m in makers)]
+        if not hit:
+            raise OptionError(f"prune: shares: {pattern.pattern} matches no group that may go; see inspect --groups")
+        found.update((k, share) for k in hit if k not in found)
+    return found

@@ -1,0 +1,96 @@
+"""Criteria without second moments, groups of one structure, and shares that the user sets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import helper
+from onnxslim_opt.ir.errors import OptionError
+from onnxslim_opt.passes.base import Context
+from onnxslim_opt.passes.prune import Prune, criteria, groups
+from onnxslim_opt.passes.prune.order import structures
+from onnxslim_opt.passes.target import Target
+from onnxslim_opt.runtime import feeds
+from prune_twin import build
+
+from onnxslim_opt import ir
+
+RNG = np.random.default_rng(0)
+
+
+def weights(*shape: int) -> np.ndarray:
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+def chain(first: np.ndarray) -> ir.Model:
+    """Three convolutions of 12 channels and a head."""
+    w = {"a": first, "b": weights(12, 12, 3, 3), "c": weights(12, 12, 3, 3), "d": weights(4, 12, 1, 1)}
+    nodes, x = [], "x"
+    for name in "abcd":
+        pads = [0] * 4 if name == "d" else [1] * 4
+        nodes.append(helper.make_node("Conv", [x, name], [f"y{name}"], name=f"conv_{name}", pads=pads))
+        nodes.append(helper.make_node("Relu", [f"y{name}"], [x := f"z{name}"]))
+    return build(nodes, {"x": [1, 3, 6, 6]}, w)
+
+
+def context(model: ir.Model) -> Context:
+    data = [{"x": np.abs(weights(1, 3, 6, 6))} for _ in range(20)]
+    found = feeds.resolve(data, model)
+    fit, check = found.split()
+    return Context(Target(), fit, check, found.source, model, None)  # type: ignore[arg-type]
+
+
+def order_of(scores: dict[int, float], model: ir.Model) -> list[int]:
+    """Channels of the first convolution, the cheapest first."""
+    found = groups(model)
+    units = next(f.units for f in found.families if ("conv_a", 1, 0) in f.members)
+    return np.argsort([scores[int(u)] for u in units], kind="stable").tolist()
+
+
+def test_the_filter_in_the_middle_of_the_others_is_the_one_they_can_replace() -> None:
+    first = weights(12, 3, 3, 3)
+    first[7] = np.median(np.delete(first, 7, 0), axis=0)
+    model = chain(first)
+    for k in "b":  # equal slices elsewhere, so that the first weight alone decides
+        node = next(n for n in model.graph.nodes if n.name == f"conv_{k}")
+        same = np.repeat(weights(12, 1, 3, 3), 12, 1)
+        ir.edit.set_input(node, 1, ir.edit.constant(model, "same", same))
+    assert order_of(criteria.distances(model, groups(model)), model)[0] == 7
+
+
+def test_channels_that_hardly_fire_score_low() -> None:
+    first = weights(12, 3, 3, 3)
+    first[[2, 9]] = -np.abs(first[[2, 9]])  # on positive inputs these never fire
+    model = chain(first)
+    ctx = context(model)
+    scores = criteria.activations(model, groups(model), ctx.fit, ctx)
+    assert set(order_of(scores, model)[:2]) == {2, 9}
+
+
+def test_groups_of_one_structure_share_a_number() -> None:
+    found = groups(chain(weights(12, 3, 3, 3)))
+    assert len(found.families) == 3 and len(set(structures(found))) == 1
+
+
+@pytest.mark.parametrize("criterion", ["obs", "l1"])
+def test_shares_hold_for_the_groups_they_name(criterion: str) -> None:
+    model = chain(weights(12, 3, 3, 3))
+    small = model.copy()
+    wanted = Prune(ratio=0.4, shares=("conv_a$=0.5", "conv_c=0"), criterion=criterion, round_to=1)
+    result = wanted.run(small, context(model))
+    widths = {n.name: n.inputs[1].shape[0] for n in small.graph.nodes if n.op == "Conv"}
+    assert result.changed and widths["conv_a"] == 6 and widths["conv_c"] == 12 and widths["conv_b"] < 12
+
+
+@pytest.mark.parametrize("shares", [("conv=2",), ("conv",), ("(=0.5",), ("=0.5",)])
+def test_bad_shares_are_refused(shares: tuple[str, ...]) -> None:
+    with pytest.raises(OptionError, match="REGEX=SHARE"):
+        Prune(shares=shares)
+
+
+def test_an_expression_that_matches_nothing_is_an_error() -> None:
+    model: Any = chain(weights(12, 3, 3, 3))
+    with pytest.raises(OptionError, match="nothere matches no group"):
+        Prune(ratio=0.3, shares=("nothere=0.5",), criterion="l1").run(model.copy(), context(model))
