@@ -48,7 +48,7 @@ def apply(
     names = {c.node for c in curves}
     count = len(curves) + len(pairs)
     few = spare(model, count, feeds)
-    masked = [(p.node, p.axes[0], len(p.inner)) for p, _ in pairs if p.inner is not None]
+    masked = [(p.node, p.operands[0], p.axes[0], len(p.inner)) for p, _ in pairs if p.inner is not None]
     trials = Trials(model, [x for x in layers if x.node in names], masked, few, ctx.workers)
     work = [
         *(lambda c=c: _of_consumer(trials, c) for c in curves),

@@ -46,14 +46,14 @@ def heads(model: Model) -> list[gs.Variable]:
 class Trials:
     """Runs a model with other weights, or with positions of two contracted activations set to zero.
 
-    layers: whose weights may be exchanged. masked: (node, axis of its first input, positions) that may be masked.
+    layers: whose weights may be exchanged. masked: (node, its input, axis, positions) that may be masked.
     """
 
     def __init__(
         self,
         model: Model,
         layers: Sequence[Layer],
-        masked: Iterable[tuple[str, int, int]],
+        masked: Iterable[tuple[str, int, int, int]],
         feeds: Iterable[Mapping[str, Any]],
         threads: int,
     ):
@@ -66,7 +66,7 @@ class Trials:
             node = nodes[layer.node]
             bias = _open_bias(copy, nodes, layer, self.given)
             self.names[layer.node] = (_open(copy, node, 1, node.inputs[1].values, self.given), bias)
-        self.masks = {n: _open_mask(copy, nodes[n], axis, count, self.given) for n, axis, count in masked}
+        self.masks = {n: _open_mask(copy, nodes[n], k, axis, size, self.given) for n, k, axis, size in masked}
         copy.graph.outputs = heads(copy)
         copy.header.input_order, copy.header.protos = (), {}
         order.sort(copy)
@@ -138,12 +138,12 @@ def outputs_of(node: gs.Node) -> int:
     return int(np.prod(matrix(node).shape[:2]))
 
 
-def _open_mask(model: Model, node: gs.Node, axis: int, count: int, given: dict[str, Array]) -> str:
-    tensor = node.inputs[0]
+def _open_mask(model: Model, node: gs.Node, index: int, axis: int, count: int, given: dict[str, Array]) -> str:
+    tensor = node.inputs[index]
     mask = edit.variable(model, f"{node.name}_mask", np.float32, [count] + [1] * (len(tensor.shape) - axis - 1))
     masked = edit.variable(model, f"{node.name}_masked", tensor.dtype, tensor.shape)
     edit.add(model.graph, edit.node(model, "Mul", [tensor, mask], outputs=[masked]))
-    edit.set_input(node, 0, masked)
+    edit.set_input(node, index, masked)
     model.graph.inputs.append(mask)
     given[mask.name] = np.ones(mask.shape, np.float32)
     return str(mask.name)

@@ -1,0 +1,130 @@
+"""Residual blocks: which are found, which go first, and what the refit recovers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import helper
+from onnxslim_opt.ir.errors import OptionError
+from onnxslim_opt.passes.base import Context
+from onnxslim_opt.passes.droplayers import DropLayers, blocks
+from onnxslim_opt.passes.target import Target
+from onnxslim_opt.runtime import feeds
+from onnxslim_opt.runtime.session import Session
+from prune_twin import build
+
+from onnxslim_opt import ir
+
+RNG = np.random.default_rng(0)
+LOUD = (1.0, 0.02, 0.7, 0.05)
+
+
+def weights(*shape: int) -> np.ndarray:
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+def network(post: bool) -> ir.Model:
+    """Four blocks of given loudness, with a ReLU behind the sum or none; then pooling and a head."""
+    w = {"stem": weights(8, 3, 3, 3), "fc": weights(8, 6)}
+    nodes = [helper.make_node("Conv", ["x", "stem"], ["s0"], name="stem", pads=[1] * 4)]
+    x = "s0"
+    for k, loud in enumerate(LOUD):
+        w |= {f"a{k}": weights(8, 8, 3, 3) / 8, f"b{k}": weights(8, 8, 3, 3) * np.float32(loud / 8)}
+        nodes += [
+            helper.make_node("Conv", [x, f"a{k}"], [f"u{k}"], name=f"first{k}", pads=[1] * 4),
+            helper.make_node("Relu", [f"u{k}"], [f"v{k}"]),
+            helper.make_node("Conv", [f"v{k}", f"b{k}"], [f"w{k}"], name=f"second{k}", pads=[1] * 4),
+            helper.make_node("Add", [x, f"w{k}"], [f"s{k + 1}"], name=f"sum{k}"),
+        ]
+        x = f"s{k + 1}"
+        if post:
+            nodes.append(helper.make_node("Relu", [x], [x := f"r{k + 1}"]))
+    nodes += [
+        helper.make_node("GlobalAveragePool", [x], ["p"]),
+        helper.make_node("Flatten", ["p"], ["f"]),
+        helper.make_node("MatMul", ["f", "fc"], ["out"], name="head"),
+    ]
+    return build(nodes, {"x": [1, 3, 8, 8]}, w)
+
+
+def images(count: int = 60) -> list[dict[str, np.ndarray]]:
+    return [{"x": weights(1, 3, 8, 8) + weights(1, 3, 1, 1)} for _ in range(count)]
+
+
+def drop(model: ir.Model, data: Any, said: list[str] | None = None, **options: Any) -> tuple[ir.Model, Any]:
+    found = feeds.resolve(data, model)
+    fit, check = found.split()
+    ctx = Context(Target(), fit, check, found.source, model, None)  # type: ignore[arg-type]
+    ctx.on_note = (said if said is not None else []).append
+    small = model.copy()
+    result = DropLayers(**options).run(small, ctx)
+    ir.order.sort(small)
+    ir.shapes.refresh(small)
+    ir.verify.check(small)
+    return small, result
+
+
+def sums(model: ir.Model) -> list[str]:
+    return [n.name for n in model.graph.nodes if n.op == "Add"]
+
+
+def outputs(model: ir.Model, data: Any) -> np.ndarray:
+    session = Session(model)
+    return np.concatenate([session.run(x)["out"] for x in data])
+
+
+@pytest.mark.parametrize("post", [False, True])
+def test_every_residual_sum_is_a_block_and_the_quiet_ones_go_first(post: bool) -> None:
+    model = network(post)
+    assert [b.node for b in blocks(model)] == ["sum0", "sum1", "sum2", "sum3"]
+    small, result = drop(model, images(), count=2)
+    assert sums(small) == ["sum0", "sum2"] and result.did["blocks dropped"] == 2
+    assert not any(n.name in ("first1", "second1") for n in small.graph.nodes)
+
+
+@pytest.mark.parametrize("post", [False, True])
+def test_without_the_refit_it_is_the_original_with_silent_branches(post: bool) -> None:
+    model, data = network(post), images()
+    small, _ = drop(model, data, count=3, refit=False)
+    twin = model.copy()
+    for k in {0, 1, 2, 3} - {int(n[-1]) for n in sums(small)}:
+        node = next(n for n in twin.graph.nodes if n.name == f"second{k}")
+        ir.edit.set_input(node, 1, ir.edit.constant(twin, "zero", np.zeros(node.inputs[1].shape, np.float32)))
+    np.testing.assert_allclose(outputs(small, data), outputs(twin, data), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("post", [False, True])
+def test_the_refit_takes_over_most_of_what_went(post: bool) -> None:
+    model, data, fresh = network(post), images(200), images()
+    want = outputs(model, fresh)
+    errors = [
+        float(np.square(outputs(drop(model, data, count=3, refit=r)[0], fresh) - want).mean()) for r in (True, False)
+    ]
+    assert errors[0] < 0.5 * errors[1]
+
+
+def test_a_sum_that_changes_shape_or_is_an_output_stays() -> None:
+    w = {"a": weights(4, 4, 1, 1), "b": weights(4, 4, 1, 1)}
+    nodes = [
+        helper.make_node("Conv", ["x", "a"], ["y"], name="one"),
+        helper.make_node("GlobalAveragePool", ["y"], ["g"]),
+        helper.make_node("Conv", ["g", "b"], ["h"], name="two"),
+        helper.make_node("Add", ["g", "y"], ["s"], name="wide"),  # g is made from y, and broadcast: y may stay alone
+        helper.make_node("Add", ["s", "h"], ["out"], name="end"),
+    ]
+    assert [(b.node, b.skip) for b in blocks(build(nodes, {"x": [1, 4, 5, 5]}, w))] == [("wide", "y")]
+
+
+def test_without_data_nothing_goes_unless_it_is_asked_for() -> None:
+    said: list[str] = []
+    _, result = drop(network(False), "random", said)
+    assert not result.changed and any("no real data" in s for s in said)
+    small, result = drop(network(False), "random", ratio=0.5)
+    assert len(sums(small)) == 2 and result.did["layers refitted"] == 0
+
+
+def test_a_count_and_a_ratio_contradict() -> None:
+    with pytest.raises(OptionError, match="droplayers"):
+        DropLayers(ratio=0.5, count=2)
