@@ -1,0 +1,145 @@
+"""Metric against MACs: `prune` beside L1 magnitudes without a refit. Labels are seen by the metric only.
+
+    python benchmarks/prune_curves.py --out DIR [--macs 0.1,0.2,0.3,0.5] [--picture] [NAME ...]
+
+Models and tasks are those of `run.py` that have labels. Writes DIR/curves.md as it goes, and with --picture
+(matplotlib, the `bench` extra) DIR/curves.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+from onnxslim_opt.passes.base import Context
+from onnxslim_opt.passes.prune import Prune
+from onnxslim_opt.passes.simplify import Simplify
+from onnxslim_opt.passes.target import Target
+from onnxslim_opt.runtime import feeds
+from onnxslim_opt.runtime.latency import Timings
+from run import Task, module, tasks
+
+from onnxslim_opt import ir
+
+WAYS: dict[str, dict[str, Any]] = {"prune": {}, "l1, no refit": {"criterion": "l1", "refit": False}}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One pruned model: what was asked for, what went (shares), and its metric."""
+
+    model: str
+    way: str
+    asked: float
+    macs: float
+    params: float
+    metric: float
+    seconds: float
+
+
+def judged(model: ir.Model, metric: Any) -> float:
+    """The metric, by ONNX Runtime alone."""
+    session = ort.InferenceSession(ir.to_bytes(model), providers=["CPUExecutionProvider"])
+    names = [o.name for o in session.get_outputs()]
+    return float(metric(lambda feed: dict(zip(names, session.run(names, feed)))))
+
+
+def simplified(task: Task, data: Any) -> tuple[ir.Model, Context]:
+    """The model that is pruned, and what the passes may know."""
+    model = ir.load(task.model)
+    model.freeze_defaults()
+    found = feeds.resolve(list(data()), model)
+    fit, check = found.split()
+    ctx = Context(Target.detect(), fit, check, found.source, model, Timings())
+    Simplify().run(model, ctx)
+    tidy(model)
+    return model, ctx
+
+
+def tidy(model: ir.Model) -> None:
+    """As the pipeline does after every pass."""
+    ir.order.sort(model)
+    ir.shapes.refresh(model)
+    ir.verify.check(model)
+
+
+def points(task: Task, amounts: list[float], round_to: int | None) -> list[Point]:
+    """Every amount in every way, the model itself first."""
+    known = module(task.tasks)
+    data, metric = getattr(known, task.data), getattr(known, str(task.metric))
+    model, ctx = simplified(task, data)
+    before = ir.cost.of(model)
+    found = [Point(task.name, "original", 0, 0, 0, judged(model, metric), 0)]
+    for way, options in WAYS.items():
+        for asked in amounts:
+            start, small = time.perf_counter(), model.copy()
+            Prune(macs=asked, round_to=round_to, **options).run(small, ctx)
+            tidy(small)
+            seconds, after = time.perf_counter() - start, ir.cost.of(small)
+            shares = 1 - after.macs / before.macs, 1 - after.params / before.params
+            found.append(Point(task.name, way, asked, *shares, judged(small, metric), seconds))
+            print(found[-1], flush=True)
+    return found
+
+
+def table(found: list[Point]) -> str:
+    """One row a model and way."""
+    asked = sorted({p.asked for p in found})
+    head = ["model", "way", *(f"−{a:.0%}" if a else "original" for a in asked)]
+    rows = [head, ["---"] * len(head)]
+    for model in dict.fromkeys(p.model for p in found):
+        base = next(p for p in found if p.model == model and not p.asked)
+        for way in WAYS:
+            cells = {p.asked: f"{p.metric:.3f} (−{p.macs:.0%})" for p in found if p.model == model and p.way == way}
+            rows.append([model, way, *(cells.get(a, f"{base.metric:.3f}") for a in asked)])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def picture(found: list[Point], path: Path) -> None:
+    """A panel a model."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    models = list(dict.fromkeys(p.model for p in found))
+    figure, panels = pyplot.subplots(1, len(models), figsize=(3.2 * len(models), 2.8), squeeze=False)
+    for panel, model in zip(panels[0], models):
+        base = next(p for p in found if p.model == model and not p.asked)
+        for way in WAYS:
+            line = [base, *(p for p in found if p.model == model and p.way == way)]
+            panel.plot([100 * p.macs for p in line], [p.metric for p in line], marker="o", label=way)
+        panel.set(title=model, xlabel="MACs removed, %", ylabel="metric")
+        panel.legend(fontsize="small")
+    figure.tight_layout()
+    figure.savefig(path, dpi=80)
+
+
+def main() -> None:
+    """Read the command line and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="models; all that have a metric when none")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--macs", default="0.1,0.2,0.3,0.5", help="shares of the MACs to remove")
+    parser.add_argument("--round-to", type=int, help="channel multiple; the target's when not given")
+    parser.add_argument("--picture", action="store_true", help="draw curves.png (needs matplotlib)")
+    given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
+    amounts, found = [float(a) for a in given.macs.split(",")], list[Point]()
+    for task in tasks():
+        if task.metric and (not given.names or task.name in given.names):
+            found += points(task, amounts, given.round_to)
+            text = f"Measured {datetime.date.today()}; metric (MACs removed).\n\n{table(found)}\n"
+            (given.out / "curves.md").write_text(text)
+    if given.picture and found:
+        picture(found, given.out / "curves.png")
+    print(table(found))
+
+
+if __name__ == "__main__":
+    main()
