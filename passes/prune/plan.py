@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from ...ir import Model
-from ...ir.flow import Flow, Product
 from ...runtime import moments
 from ...runtime.feeds import Feeds
-from ...runtime.taps import Tap
 from ..base import Context
 from . import stats
 from .dead import Fold
@@ -97,51 +94,4 @@ def curvatures(
     return result
 
 
-def paired(model: Model, flow: Flow, feeds: Feeds, ctx: Context) -> list[tuple[Product, dict[int, float]]]:
-    """Losses of units that two activations contract (q·kᵀ): E[a²]·E[b²] of the dimension, relative to all."""
-    nodes = {n.name: n for n in model.graph.nodes}
-    todo = [p for p in flow.products if _is_pair(nodes[p.node], p, flow)]
-    if not todo:
-        return []
-    names = [nodes[p.node].inputs[i].name for p in todo for i in p.operands]
-    tap = Tap(model, names, threads=ctx.workers)
-    energy: dict[tuple[int, int], Any] = {}
-    few = feeds.spread(16)
-    for feed in few:
-        values = tap.run(feed)
-        for n, p in enumerate(todo):
-            for k, (index, axis) in enumerate(zip(p.operands, p.axes)):
-                x = values[nodes[p.node].inputs[index].name]
-                rest = tuple(a for a in range(x.ndim) if a != axis)
-                energy[n, k] = energy.get((n, k), 0.0) + np.square(x, dtype=np.float64).mean(rest)
-    return [(p, _shares(flow, p, energy[n, 0] * energy[n, 1])) for n, p in enumerate(todo)]
-
-
-def _is_pair(node: gs.Node, product: Product, flow: Flow) -> bool:
-    known = all(t.shape is not None for t in node.inputs[:2])
-    return (
-        product.weight == -1
-        and node.op in ("MatMul", "Gemm")
-        and known
-        and flow.atoms.resolve(product.inner) is not None
-    )
-
-
-def _shares(flow: Flow, product: Product, energy: Array) -> dict[int, float]:
-    share = energy / max(float(np.sum(energy)), 1e-30)
-    found: dict[int, float] = {}
-    cells = flow.atoms.resolve(product.inner)
-    for position, row in enumerate(cells if cells is not None else ()):
-        for atom in row[row > 0]:
-            found[int(atom)] = found.get(int(atom), 0.0) + float(share[position])
-    return found
-
-
-def _contracted(node: gs.Node, index: int, rank: int) -> int:
-    if node.op == "Gemm":
-        flipped = bool(node.attrs.get(("transA", "transB")[index], 0))
-        return (1 - index) ^ int(flipped)
-    return rank - 1 if index == 0 or rank == 1 else rank - 2
-
-
-__all__ = ["FEEDS", "Plan", "chunks", "curvatures", "fitting_feeds", "goals", "layers", "paired"]
+__all__ = ["FEEDS", "Plan", "chunks", "curvatures", "fitting_feeds", "goals", "layers"]

@@ -11,7 +11,7 @@ from ...ir import Model
 from ...ir import order as graph_order
 from ...ir.errors import OptionError
 from ..base import Context, LossyPass, PassResult, Skip
-from . import criteria, dead, grouping, overrides, sensitivity
+from . import criteria, dead, energy, grouping, overrides, sensitivity
 from . import plan as planning
 from .amount import Amount, chosen
 from .cut import alive_after, cut
@@ -122,9 +122,8 @@ class Prune(LossyPass):
         curves = planning.curvatures(model, found, kinds, goals, feeds, ctx) if criterion == "obs" else []
         extra = self._fixed(model, found, criterion, ctx) if criterion != "obs" else {}
         if criterion == "obs":
-            extra = sensitivity.apply(
-                model, found, kinds, curves, planning.paired(model, found.flow, feeds, ctx), feeds, ctx
-            )
+            pairs = energy.shares(model, found.flow, {c.node for c in curves}, feeds, ctx)
+            extra = sensitivity.apply(model, found, kinds, curves, pairs, feeds, ctx)
         fixed = overrides.of_families(found, overrides.parse(self.shares))
         order = greedy(found, curves, extra, self.scope, self._enough(len(found.units)), self._currency, fixed)
         return Plan(found, order, kinds, goals if self.refit and real else {}, feeds)

@@ -43,7 +43,7 @@ def apply(
 ) -> dict[int, float]:
     """Weight losses by what they do to the outputs: those of `curves` in place; returns those of `pairs` by unit.
 
-    pairs: contractions of two activations, with the losses of the units that they contract.
+    pairs: contractions that no regression stands for, with the losses of the units that they contract.
     """
     names = {c.node for c in curves}
     count = len(curves) + len(pairs)

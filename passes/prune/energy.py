@@ -1,0 +1,87 @@
+"""Losses where no regression is solved: two activations that contract (q·kᵀ), ConvTranspose, Einsum, stacked matrices.
+
+What a position of the contracted axis adds to the products is about E[a²]·E[b²]; its share of all of them is the loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from ...ir import Model
+from ...ir.flow import Flow, Product
+from ...runtime.feeds import Feeds
+from ...runtime.taps import Tap
+from ..base import Context
+
+Array = np.ndarray
+FEEDS = 16  # to look at
+
+
+def shares(
+    model: Model, flow: Flow, fitted: set[str], feeds: Feeds, ctx: Context
+) -> list[tuple[Product, dict[int, float]]]:
+    """Losses by unit of every contraction that is not among the `fitted` nodes."""
+    nodes = {n.name: n for n in model.graph.nodes}
+    todo = {
+        p.node: (p, sides(nodes[p.node], p))
+        for p in flow.products
+        if p.node not in fitted and flow.atoms.resolve(p.inner) is not None
+    }
+    read = [nodes[n].inputs[k] for n, (_, both) in todo.items() for k in both]
+    names = list(dict.fromkeys(t.name for t in read if not isinstance(t, gs.Constant)))
+    if not names:
+        return []
+    tap, energy = Tap(model, names, threads=ctx.workers), dict[tuple[str, int], Any]()
+    for feed in feeds.spread(FEEDS):
+        values = tap.run(feed)
+        for name, (_, both) in todo.items():
+            for k, axis in both.items():
+                tensor = nodes[name].inputs[k]
+                x = tensor.values if isinstance(tensor, gs.Constant) else values[tensor.name]
+                energy[name, k] = energy.get((name, k), 0.0) + _mean_square(x, axis)
+    found = []
+    for name, (product, both) in todo.items():
+        cells = flow.atoms.resolve(product.inner)
+        each = [energy[name, k] for k in both]
+        if cells is not None and each and all(len(e) == len(cells) for e in each):
+            found.append((product, _by_unit(cells, np.prod(each, axis=0))))
+    return found
+
+
+def sides(node: gs.Node, product: Product) -> Mapping[int, int]:
+    """Input -> the axis of it that is contracted; empty where that is not known."""
+    if any(t.shape is None for t in node.inputs[:2]):
+        return {}
+    ranks = [len(t.shape) for t in node.inputs[:2]]
+    if node.op == "MatMul":
+        return {0: ranks[0] - 1, 1: max(ranks[1] - 2, 0)}
+    if node.op == "Gemm":
+        ta, tb = (int(node.attrs.get(k, 0)) for k in ("transA", "transB"))
+        return {0: 0 if ta else 1, 1: 1 if tb else 0}
+    if node.op == "ConvTranspose":
+        return {0: 1, 1: 0}
+    if node.op == "Einsum":
+        equation = node.attrs.get("equation", "")
+        text = (equation.decode() if isinstance(equation, bytes) else str(equation)).replace(" ", "")
+        terms = text.partition("->")[0].split(",")
+        letter = terms[product.data][product.contracted]
+        return {k: t.index(letter) for k, t in enumerate(terms) if letter in t}
+    return {}
+
+
+def _mean_square(x: Array, axis: int) -> Array:
+    rest = tuple(a for a in range(x.ndim) if a != axis)
+    return np.asarray(np.square(x, dtype=np.float64).mean(rest))
+
+
+def _by_unit(cells: Array, energy: Array) -> dict[int, float]:
+    share = energy / max(float(np.sum(energy)), 1e-30)
+    found: dict[int, float] = {}
+    for position, row in enumerate(cells):
+        for atom in row[row > 0]:
+            found[int(atom)] = found.get(int(atom), 0.0) + float(share[position])
+    return found
