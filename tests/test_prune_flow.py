@@ -158,7 +158,7 @@ def test_channels_that_meet_zeros_are_dead(reader: str) -> None:
     n.weights[weight] = np.moveaxis(values, 0, axis)
     model = n.model()
     found = groups(model, image(2, 3, 4, 4))
-    gone = dead.order(model, found).units
+    gone = dead.order(model, found)[0].units
     assert len(gone) == 2
     small = model.copy()
     cut(small, found.flow, np.array(gone))

@@ -89,7 +89,7 @@ def activations(model: Model, groups: Groups, feeds: Feeds, ctx: Context) -> dic
     for product in flow.products:
         cells = flow.atoms.resolve(product.inner)
         if cells is not None:
-            read[nodes[product.node].inputs[product.data].name, product.contracted] = cells
+            read[nodes[product.node].inputs[product.operands[0]].name, product.axes[0]] = cells
     sums: dict[tuple[str, int], Array] = {}
     sizes = {t: 4 * int(np.prod(flow.sizes[t])) for t, _ in read if t in flow.sizes}
     few = feeds.spread(FEEDS)

@@ -5,7 +5,6 @@ What a position of the contracted axis adds to the products is about E[a²]·E[b
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from ..base import Context
 
 Array = np.ndarray
 FEEDS = 16  # to look at
+OPS = ("Conv", "MatMul", "Gemm", "ConvTranspose", "Einsum")
 
 
 def shares(
@@ -27,10 +27,11 @@ def shares(
     """Losses by unit of every contraction that is not among the `fitted` nodes."""
     nodes = {n.name: n for n in model.graph.nodes}
     todo = {
-        p.node: (p, sides(nodes[p.node], p))
+        p.node: (p, dict(zip(p.operands, p.axes)))
         for p in flow.products
-        if p.node not in fitted and flow.atoms.resolve(p.inner) is not None
+        if p.node not in fitted and nodes[p.node].op in OPS and flow.atoms.resolve(p.inner) is not None
     }
+    todo = {n: t for n, t in todo.items() if all(nodes[n].inputs[k].shape is not None for k in t[1])}
     read = [nodes[n].inputs[k] for n, (_, both) in todo.items() for k in both]
     names = list(dict.fromkeys(t.name for t in read if not isinstance(t, gs.Constant)))
     if not names:
@@ -47,30 +48,10 @@ def shares(
     for name, (product, both) in todo.items():
         cells = flow.atoms.resolve(product.inner)
         each = [energy[name, k] for k in both]
-        if cells is not None and each and all(len(e) == len(cells) for e in each):
-            found.append((product, _by_unit(cells, np.prod(each, axis=0))))
+        if cells is not None and all(len(e) % len(cells) == 0 for e in each):
+            alike = [e.reshape(-1, len(cells)).mean(0) for e in each]  # the groups of a convolution
+            found.append((product, _by_unit(cells, np.prod(alike, axis=0))))
     return found
-
-
-def sides(node: gs.Node, product: Product) -> Mapping[int, int]:
-    """Input -> the axis of it that is contracted; empty where that is not known."""
-    if any(t.shape is None for t in node.inputs[:2]):
-        return {}
-    ranks = [len(t.shape) for t in node.inputs[:2]]
-    if node.op == "MatMul":
-        return {0: ranks[0] - 1, 1: max(ranks[1] - 2, 0)}
-    if node.op == "Gemm":
-        ta, tb = (int(node.attrs.get(k, 0)) for k in ("transA", "transB"))
-        return {0: 0 if ta else 1, 1: 1 if tb else 0}
-    if node.op == "ConvTranspose":
-        return {0: 1, 1: 0}
-    if node.op == "Einsum":
-        equation = node.attrs.get("equation", "")
-        text = (equation.decode() if isinstance(equation, bytes) else str(equation)).replace(" ", "")
-        terms = text.partition("->")[0].split(",")
-        letter = terms[product.data][product.contracted]
-        return {k: t.index(letter) for k, t in enumerate(terms) if letter in t}
-    return {}
 
 
 def _mean_square(x: Array, axis: int) -> Array:

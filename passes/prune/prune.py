@@ -102,9 +102,11 @@ class Prune(LossyPass):
 
     def plan(self, model: Model, ctx: Context) -> Plan:
         """Groups, statistics, and the order in which units go."""
-        found = grouping.find(model, ctx.fit.first(), ctx.excluded, self.norms, min_channels=self.min_channels)
         real = ctx.source != "random"
-        if self.lossless or (not real and not self.explicit):
+        provable = self.lossless or (not real and not self.explicit)
+        norms = "pin" if provable else self.norms  # a norm that sees fewer channels puts out something else
+        found = grouping.find(model, ctx.fit.first(), ctx.excluded, norms, min_channels=self.min_channels)
+        if provable:
             held = "" if self.lossless else "no real data was given (--data): only channels that are provably dead go"
             if held:
                 ctx.note(f"prune: {held}; prune:ratio=0.3 removes by magnitude all the same")

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import onnx_graphsurgeon as gs
 
 from ...ir import Model, cost
 from ...ir.flow import Product
@@ -48,7 +49,8 @@ def apply(
     names = {c.node for c in curves}
     count = len(curves) + len(pairs)
     few = spare(model, count, feeds)
-    masked = [(p.node, p.operands[0], p.axes[0], len(p.inner)) for p, _ in pairs if p.inner is not None]
+    nodes = {n.name: n for n in model.graph.nodes}
+    masked = [(p.node, p.operands[0], p.axes[0], _positions(nodes[p.node], p)) for p, _ in pairs]
     trials = Trials(model, [x for x in layers if x.node in names], masked, few, ctx.workers)
     work = [
         *(lambda c=c: _of_consumer(trials, c) for c in curves),
@@ -108,4 +110,11 @@ def _of_pair(trials: Trials, groups: Groups, product: Product, losses: Mapping[i
     chosen = sorted(losses, key=lambda u: (losses[u], u))[: max(1, int(SHARE * len(losses)))]
     mask: Array = np.logical_not(np.isin(cells, chosen).any(axis=1))
     loss = sum(losses[u] for u in chosen)
+    mask = np.tile(mask, trials.given[trials.masks[product.node]].size // len(mask))  # the groups of a convolution
     return trials.error({}, {product.node: mask}) / max(loss, 1e-12) if loss > 0 else 0.0
+
+
+def _positions(node: gs.Node, product: Product) -> int:
+    """Positions of the contracted axis of the data input."""
+    size = node.inputs[product.operands[0]].shape[product.axes[0]]
+    return int(size) if isinstance(size, (int, np.integer)) else len(product.inner if product.inner is not None else ())
