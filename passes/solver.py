@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ..runtime.loading import give_back
 from .base import Context, LossyPass, PassResult
 from .budget import Allowance
 from .judge import Judge, is_large
@@ -64,6 +65,7 @@ class Solver:
         return self._must_pay(best, f"weakened: at full strength {reason}" if reason else "", full)
 
     def _try(self, strength: float) -> Trial:
+        give_back()  # what the last try has freed lies in pieces between what is kept
         trial = attempt(self.model, lambda m: self.p.apply(m, self._plan, strength, self.ctx), self.judge)
         trial.strength = strength
         row: dict[str, Any] = {"strength": strength}
