@@ -39,7 +39,7 @@ def tensor_proto(tensor: gs.Constant) -> TensorProto:
     if isinstance(values, ProtoValues):
         proto.CopyFrom(values.tensor)
         if values.raw is not None:
-            proto.raw_data = values.raw
+            proto.raw_data = bytes(values.raw)
     elif isinstance(values, ExternalValues):
         proto.data_type = values.tensor.data_type
         proto.dims.extend(values.shape)

@@ -31,12 +31,17 @@ class ProtoValues(LazyValues):
     """Values that stay in their `TensorProto`, or in the bytes taken out of it, until they are touched."""
 
     def __init__(self, proto: TensorProto, raw: bytes | None = None):
-        self.tensor, self.raw = proto, raw
+        self.tensor = proto
+        self.raw: Any = raw
         self.shape = tuple(proto.dims)
         self.dtype = np.dtype(np_dtype(proto.data_type))
         self.packed_nbytes = packed_nbytes(self.dtype, self.shape)
         self.nbytes = self.packed_nbytes
         self._array: weakref.ref[np.ndarray] | None = None
+
+    def move(self, raw: Any) -> None:
+        """Take the same bytes from another buffer."""
+        self.raw, self._array = raw, None
 
     def load(self) -> np.ndarray:
         """Decode the proto: an array of the declared shape, one for all copies of the model and their sessions."""

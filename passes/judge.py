@@ -7,15 +7,13 @@ SQNR leaves hope, and once for each content.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..ir.errors import DataError
-from ..ir.exporting import weight_bytes
-from ..runtime.loading import INLINE, give_back
+from ..runtime.loading import give_back, is_large
 from ..runtime.session import Session
 from .budget import EXACT_DB, TIES_DB, Allowance, Limits, Spent, noise
 
@@ -174,10 +172,3 @@ class Judge:
         if not math.isfinite(value):
             raise DataError(f"the metric returned {'NaN' if math.isnan(value) else value}; expected a finite number")
         return value
-
-
-def is_large(model: Any) -> bool:
-    """Whether a model, or the file of a path, is so large that its sessions must be few."""
-    if hasattr(model, "graph"):
-        return weight_bytes(model) > INLINE
-    return isinstance(model, str | os.PathLike) and os.path.getsize(model) > INLINE

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from .. import ir
 from ..ir.errors import OptionError, OutputError
+from ..ir.spill import spill
 from ..runtime.feeds import Feeds, resolve
 from ..runtime.functions import is_function, load_function
 from ..runtime.latency import Timings
+from ..runtime.loading import is_large
 from ..runtime.numerics import Reference
 from ..runtime.sources import DataOptions
 from . import report as reports
@@ -126,6 +128,8 @@ def prepare(model: Model | str | os.PathLike[str], settings: Settings) -> Job:
     loaded = ir.load(path) if path is not None else model.copy()  # type: ignore[union-attr]
     source = path if path is not None else loaded.copy()
     notes = _freeze(loaded)
+    if is_large(loaded):
+        spill(loaded)
     ir.shapes.refresh(loaded)
     feeds = resolve(settings.data, loaded, data_options(settings))
     for _ in feeds:  # every feed is validated now rather than in the middle of the run
@@ -149,7 +153,7 @@ def execute(
     """Run a prepared job. Whatever happens to a pass, a model comes back; see `Report.verdict`."""
     watch = Stopwatch()
     ctx = replace(job.ctx, on_progress=progress) if progress else job.ctx
-    pace = Pace(ctx, job.feeds.first(), job.judge.pair)
+    pace = Pace(ctx, job.feeds.first(), job.judge.pair, job.judge.session)
     run = Run(job.model, ctx, job.judge, pace, tuple(observers), strict)
     before = pace.cost(job.model)
     for text in job.notes:

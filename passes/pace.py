@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,8 @@ import numpy as np
 from ..ir import cost, shapes
 from ..ir.errors import SlimError
 from ..runtime import latency
+from ..runtime.loading import size
+from ..runtime.session import Session
 from .base import Context
 
 if TYPE_CHECKING:
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
 
 NOISE = 0.05
 """Medians of pairs on a shared machine repeat to a few percent."""
+SHARE = 1.3
+"""What two sessions take beyond three times a model while the second is loaded, in models: up to 1.2 (measured)."""
 GROWTH = 0.01
 """Growth of a file that a new name or node explains; `simplify` may add a few hundred bytes."""
 SMALL = 1024
@@ -31,14 +36,21 @@ SMALL = 1024
 
 @dataclass
 class Pace:
-    """Latency and size of the models of one run, on one feed. pair: makes (or has) the sessions of two models."""
+    """Latency and size of the models of one run, on one feed.
+
+    pair, session: make (or have) the sessions of two models, or of one.
+    """
 
     ctx: Context
     feed: Mapping[str, np.ndarray]
     pair: Callable[[Any, Any], tuple[Any, Any]] = lambda before, after: (before, after)
+    session: Callable[[Any], Any] = Session
 
     def compare(self, before: Any, after: Any) -> Latency:
-        """Time both in turns."""
+        """Time both in turns; models so large that two at once would break the bound on memory one after the other."""
+        if SHARE * max(size(before), size(after)) > self.ctx.memory_mb << 20:
+            a, b = ((m, partial(self.session, m)) for m in (before, after))
+            return latency.apart(a, b, self.feed, threads=self.ctx.threads, timings=self.ctx.timings)
         return latency.compare(*self.pair(before, after), self.feed, threads=self.ctx.threads, timings=self.ctx.timings)
 
     def judge(self, before: Any, after: Model) -> tuple[Latency, str]:

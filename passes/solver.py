@@ -10,10 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..runtime.loading import give_back
+from ..runtime.loading import give_back, is_large
 from .base import Context, LossyPass, PassResult
 from .budget import Allowance
-from .judge import Judge, is_large
+from .judge import Judge
 from .pace import Pace
 from .transaction import Trial, attempt
 

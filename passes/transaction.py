@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..ir import cost, order, shapes, verify
 from ..ir.errors import BadInput, MissingExtra, ModelError, PassError
+from ..ir.spill import spill
+from ..runtime.loading import is_large
 from . import spec
 from .base import Pass, PassResult
 
@@ -81,6 +83,8 @@ def attempt(model: Model, work: Work, judge: Judge | None = None) -> Trial:
     if not result.changed:
         return Trial(model, result)
     tidy(copy)
+    if is_large(copy):
+        spill(copy)
     return Trial(copy, result, judge.numerics(copy) if judge else None)
 
 
@@ -111,7 +115,15 @@ def is_users(error: Exception) -> bool:
 
 
 def peak_mb() -> float:
-    """The process's highest resident memory so far, in MiB (Linux counts KiB, macOS bytes)."""
+    """The process's highest resident memory so far, in MiB.
+
+    Linux's `ru_maxrss` begins with the peak of the process that started this one, so the kernel's own mark is read.
+    """
+    try:
+        with open("/proc/self/status") as file:
+            return round(next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) / 1024, 1)
+    except (OSError, StopIteration):  # another system: KiB, on macOS bytes
+        pass
     try:
         import resource
     except ImportError:  # Windows

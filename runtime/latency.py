@@ -79,6 +79,47 @@ def compare(
     return Latency(before.ms, after.ms, after.speedup, after.runs, threads)
 
 
+def apart(
+    a: tuple[ModelLike, Callable[[], Session]],
+    b: tuple[ModelLike, Callable[[], Session]],
+    feed: Mapping[str, Any],
+    *,
+    threads: int = 1,
+    timings: Timings | None = None,
+    seconds: float = 2.0,
+    runs: int = 10,
+) -> Latency:
+    """`compare` for models that are too large to be in memory together: a, b, b, a, each loaded in its turn.
+
+    a, b: the model, and what makes its session (having let go of others). runs: samples a turn.
+    """
+    digests = [digest(model) for model, _ in (a, b)]
+
+    def run() -> list[Any]:
+        if digests[0] == digests[1]:
+            same = _turn(a[1], feed, runs, seconds)
+            return [float(np.median(same) * 1e3)] * 2 + [1.0, len(same)]
+        first, second, third, fourth = (_turn(maker, feed, runs, seconds / 4) for _, maker in (a, b, b, a))
+        pairs = np.array([*zip(first, second), *zip(fourth, third)])
+        before, after = np.median(pairs, axis=0) * 1e3
+        return [float(before), float(after), float(np.median(pairs[:, 0] / pairs[:, 1])), len(pairs)]
+
+    key = Timings.key("one after the other", digests, threads, [{n: list(np.shape(v)) for n, v in feed.items()}])
+    before, after, speedup, count = run() if timings is None else timings.measure(key, run)
+    return Latency(before, after, speedup, count, threads)
+
+
+def _turn(maker: Callable[[], Session], feed: Mapping[str, Any], runs: int, seconds: float) -> list[float]:
+    """Seconds a run of a model that has just been loaded: at least three samples."""
+    session = maker()
+    plan = _warm_up(session, feed)
+    samples: list[float] = []
+    start = time.perf_counter()
+    while len(samples) < runs and (len(samples) < 3 or time.perf_counter() - start < seconds):
+        samples.append(_sample(session, feed, *plan))
+    return samples
+
+
 def bench(
     models: Sequence[ModelLike | Session],
     feeds: Feeds | Mapping[str, Any],
@@ -201,4 +242,4 @@ def random_feed(session: Session, seed: int = 0) -> dict[str, Any]:
     return synthetic.feed(needed, shapes, seed, 0, {})
 
 
-__all__ = ["Latency", "Timed", "Timings", "bench", "compare", "random_feed", "time_models"]
+__all__ = ["Latency", "Timed", "Timings", "apart", "bench", "compare", "random_feed", "time_models"]

@@ -27,6 +27,7 @@ from .. import ir
 from ..ir.errors import ModelError
 from ..ir.exporting import INLINE_LIMIT, tensor_proto, to_proto, weight_bytes
 from ..ir.model import Model
+from ..ir.spill import let_go
 from ..ir.wire import data_files
 
 ModelLike = Union[Model, str, "os.PathLike[str]", bytes]
@@ -63,8 +64,21 @@ class Payload:
         return session
 
 
+def is_large(model: Any) -> bool:
+    """Whether a model, or the file of a path, is so large that its sessions must be few."""
+    return size(model) > INLINE
+
+
+def size(model: Any) -> int:
+    """Bytes of a model's weights, or of the file of a path; 0 for a serialised model."""
+    if isinstance(model, Model):
+        return weight_bytes(model)
+    return os.path.getsize(model) if isinstance(model, str | os.PathLike) else 0
+
+
 def give_back() -> None:
-    """Return freed memory to the system: glibc keeps what a session of a large model has freed (480 MB of 400)."""
+    """Return memory to the system: what is freed, which glibc keeps (480 MB of 400), and weights that lie in files."""
+    let_go()
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):  # another C library
             ctypes.CDLL(None).malloc_trim(0)
@@ -84,11 +98,11 @@ def payload(model: ModelLike, outputs: Sequence[str] | None) -> Payload:
     extra = [n for n in outputs or () if n not in known]
     if extra:
         _check_names(model, extra)
-    size = weight_bytes(model)
-    if size <= INLINE:
+    weights = weight_bytes(model)
+    if weights <= INLINE:
         data = ir.to_bytes(model, extra)
         return Payload(data, digest=hashlib.sha256(data).hexdigest())
-    return _beside(model, extra) if size <= INLINE_LIMIT else _written(model, extra)
+    return _beside(model, extra) if weights <= INLINE_LIMIT else _written(model, extra)
 
 
 def _beside(model: Model, extra: Sequence[str]) -> Payload:
@@ -157,4 +171,4 @@ def hash_file(path: Any) -> str:
     return total.hexdigest()
 
 
-__all__ = ["ModelLike", "Payload", "digest", "give_back", "hash_file", "payload"]
+__all__ = ["ModelLike", "Payload", "digest", "give_back", "hash_file", "is_large", "payload", "size"]

@@ -1,0 +1,93 @@
+"""Weights of large models kept in a file of their own, so that memory holds them only while somebody reads them.
+
+A run has the original, the model as it stands and a candidate in its hands, and ONNX Runtime takes up to three times a
+model's size while it loads one. What is mapped from a file can be let go of before that and comes back by itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import tempfile
+import weakref
+from typing import IO, Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from .model import Model
+from .values import LARGE, ProtoValues
+
+PAGE = 4096
+_maps: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
+
+
+def spill(model: Model) -> int:
+    """Move the weights of 64 KiB and more from memory to an unnamed temporary file; returns the bytes that moved.
+
+    The constants then hold arrays that are mapped, read-only like all weights, and equal to those before. Where there
+    is no room for the file, everything stays where it is.
+    """
+    held = {id(v): v for t in model.constants().values() if _in_memory(v := t._values)}
+    if not held:
+        return 0
+    try:
+        with tempfile.TemporaryFile(prefix="onnxslim-") as file:
+            places = {key: _append(file, _bytes(values)) for key, values in held.items()}
+            file.flush()
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError):  # disk full, no temporary folder, no mapping
+        return 0
+    _maps.add(mapped)
+    arrays = {key: np.frombuffer(mapped, np.uint8, size, start) for key, (start, size) in places.items()}
+    for tensor in model.constants().values():
+        if id(tensor._values) in arrays:
+            _replace(tensor, arrays[id(tensor._values)])
+    return sum(size for _, size in places.values())
+
+
+def let_go() -> None:
+    """Free the memory of what is mapped; the next read takes it from the file again."""
+    for mapped in list(_maps):
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # Windows has no madvise
+            mapped.madvise(mmap.MADV_DONTNEED)
+
+
+def _in_memory(values: Any) -> bool:
+    """Whether these are large plain values in this process's own memory."""
+    if isinstance(values, ProtoValues):
+        return isinstance(values.raw, bytes) and len(values.raw) >= LARGE
+    plain = isinstance(values, np.ndarray) and values.dtype.kind in "fiub" and values.flags.c_contiguous
+    return plain and values.nbytes >= LARGE and not _is_mapped(values)
+
+
+def _is_mapped(array: np.ndarray) -> bool:
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        if isinstance(base, np.memmap):
+            return True
+        base = base.base
+    return isinstance(base, mmap.mmap) or isinstance(getattr(base, "obj", None), mmap.mmap)
+
+
+def _bytes(values: Any) -> Any:
+    return values.raw if isinstance(values, ProtoValues) else memoryview(values).cast("B")
+
+
+def _append(file: IO[bytes], data: Any) -> tuple[int, int]:
+    """(start, size) of what was written, on a page of its own: ONNX Runtime reads weights in place, aligned."""
+    file.write(b"\0" * (-file.tell() % PAGE))
+    start = file.tell()
+    file.write(data)
+    return start, len(data)
+
+
+def _replace(tensor: gs.Constant, raw: np.ndarray) -> None:
+    values = tensor._values
+    if isinstance(values, ProtoValues):
+        values.move(raw)
+    else:
+        tensor._values = raw.view(values.dtype).reshape(values.shape)
+
+
+__all__ = ["let_go", "spill"]
