@@ -67,6 +67,11 @@ class Pace:
                 )
         return timing, self._grown(before, after, timing)
 
+    def prefers(self, a: Model, b: Model) -> bool:
+        """Whether b is the better result: faster, or as fast and smaller (elsewhere than on the target, smaller)."""
+        speedup = self.compare(a, b).speedup if self.ctx.target.native else 1.0
+        return speedup > 1 + NOISE or (speedup >= 1 - NOISE and _bytes(b) < (1 - GROWTH) * _bytes(a))
+
     def cost(self, model: Model) -> Cost:
         """Cost of a model, for one sample, with sizes that are open taken from the feed."""
         return cost.of(model, sizes(model, self.feed))

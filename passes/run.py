@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from .alone import reconsider
 from .base import Context, LossyPass, Pass
 from .budget import LOSSLESS_DB, Allowance, Spent, allowance
 from .judge import Judge
@@ -48,14 +49,39 @@ class Run:
     def go(self, passes: Sequence[tuple[Pass, bool]]) -> None:
         """Run the passes (with whether each was added by `arrange`). What fails is rolled back and told."""
         self.ctx = replace(self.ctx, on_note=self.note)
-        for k, (p, automatic) in enumerate(passes):
-            later = [q for q, _ in passes[k + 1 :]]
-            step = self._step(p, later)
-            step.automatic = automatic
-            self.steps.append(step)
-            self._tell(Event("done", self.model, p, step))
-            if k == 0 and not isinstance(p, LossyPass):
-                self.ctx = replace(self.ctx, original=self.model)
+        for k in range(len(passes)):
+            self.one(k, passes)
+        if self.judge.limits.given:
+            reconsider(self, passes)
+
+    def one(self, k: int, passes: Sequence[tuple[Pass, bool]]) -> None:
+        """Run the pass at position k, with those after it still to come."""
+        p, automatic = passes[k]
+        step = self._step(p, [q for q, _ in passes[k + 1 :]])
+        step.automatic = automatic
+        self.steps.append(step)
+        self._tell(Event("done", self.model, p, step))
+        if k == 0 and not isinstance(p, LossyPass):
+            self.ctx = replace(self.ctx, original=self.model)
+
+    def before(self, k: int) -> Run:
+        """The run as it was before its kept step k, to go on in another way; nobody hears of it."""
+        at = next(i for i, (step, _, _) in enumerate(self._history) if step is self.steps[k])
+        _, model, numerics = self._history[at]
+        known = [n for n in self.notes if not any(n in s.notes for s in self.steps[k:])]
+        other = Run(model, self.ctx, self.judge, self.pace, (), self.strict, self.steps[:k], known, numerics)
+        other._history = self._history[:at]
+        other.ctx = replace(self.ctx, on_note=other.note)
+        return other
+
+    def become(self, other: Run, k: int) -> None:
+        """Take over what `before(k)` has led to, and tell of it."""
+        self.model, self.numerics, self._history = other.model, other.numerics, other._history
+        self.steps, self.notes = other.steps, other.notes
+        after = [*(model for _, model, _ in self._history[1:]), self.model]
+        made = {id(step): model for (step, _, _), model in zip(self._history, after)}
+        for step in self.steps[k:]:
+            self._tell(Event("done", made.get(id(step), self.model), step.p, step))
 
     def note(self, text: str) -> None:
         """Keep a line for the report and show it once."""

@@ -22,6 +22,7 @@ from onnxslim_opt.passes.clean import Clean
 from onnxslim_opt.passes.fold import Fold
 from onnxslim_opt.passes.optimize import optimize
 from onnxslim_opt.passes.report import file_bytes
+from onnxslim_opt.runtime import loading
 from onnxslim_opt.runtime.latency import Timings
 
 from onnxslim_opt import ir
@@ -138,7 +139,7 @@ def test_large_weights_are_decoded_once_for_all_copies(tmp_path):
 
 
 def test_of_large_models_two_sessions_are_held(monkeypatch):
-    monkeypatch.setattr(judges, "INLINE", 0)
+    monkeypatch.setattr(loading, "INLINE", 0)
     from onnxslim_opt.runtime.numerics import Reference
     from onnxslim_opt.runtime.sources import resolve
 

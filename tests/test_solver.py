@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import toys
+from onnxslim_opt.ir import edit
 from onnxslim_opt.ir.errors import DataError, LimitsNotMet
 from onnxslim_opt.passes import budget, pace
 from onnxslim_opt.passes.budget import Allowance, Limits, Spent, allowance
 from onnxslim_opt.passes.optimize import optimize
 from test_pipeline import by_nodes
 from toys import Noise, Pays, Rename
+
+from onnxslim_opt import ir
 
 
 @pytest.fixture(autouse=True)
@@ -121,6 +126,52 @@ def test_two_passes_share_a_limit():
     first = report.steps[0]["numerics"]["outputs"][0]["sqnr_db"]
     assert first >= budget.share_db(20.0, math.inf, 2) - 0.01
     assert sqnr(report) >= 20.0
+
+
+@dataclass(frozen=True)
+class Gain(Noise):
+    """Noise that takes away idle nodes, in proportion to its strength: faster the stronger it is."""
+
+    name: ClassVar[str] = "gain"
+    nodes: int = 8
+
+    def apply(self, model, plan, strength, ctx):
+        result = super().apply(model, plan, strength, ctx)
+        for node in [n for n in model.graph.nodes if n.op == "Identity"][: int(self.nodes * strength)]:
+            edit.replace(model, node.outputs[0], node.inputs[0])
+            edit.drop(model, [node])
+        return result
+
+
+def idle(nodes: int) -> ir.Model:
+    model = toys.model(layers=4)
+    for _ in range(nodes):
+        toys.slow_down(model)
+    return model
+
+
+def test_the_last_pass_gets_the_whole_limit_where_that_gives_more():
+    passes = [Noise(0.02), Gain(0.02)]
+    alone = optimize(idle(8), passes[1:], data=toys.feeds(32)).report
+    limit = sqnr(alone) - 0.5  # all of it for the second pass at full strength
+    heard = []
+    result = optimize(idle(8), passes, data=toys.feeds(32), min_sqnr=limit, observers=[heard.append])
+    first, second = result.report.steps
+    assert not first["kept"] and first["reason"] == "left out: within the limits, gain alone gives more"
+    assert second["kept"] and second["strength"] == 1.0
+    assert not any(n.op == "Identity" for n in result.model.graph.nodes)
+    assert f"noise: {first['reason']}" in result.report.notes
+    assert [(e.p.name, e.step.kept) for e in heard if e.kind == "done"][2:] == [("noise", False), ("gain", True)]
+    assert result.report.verdict == "ok" and sqnr(result.report) >= limit
+
+
+def test_what_the_first_passes_gave_stays_where_the_last_alone_gives_less():
+    passes = [Gain(0.02), Noise(0.02)]
+    alone = optimize(idle(8), passes[1:], data=toys.feeds(32)).report
+    heard = []
+    result = optimize(idle(8), passes, data=toys.feeds(32), min_sqnr=sqnr(alone) - 0.5, observers=[heard.append])
+    assert [s["kept"] for s in result.report.steps] == [True, True]
+    assert [e.p.name for e in heard if e.kind == "done"] == ["gain", "noise"], "the second look is not heard of"
 
 
 def test_nothing_fits_rolls_back_with_the_reason():

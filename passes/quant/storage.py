@@ -87,26 +87,34 @@ def store(
 ) -> tuple[dict[str, int], tuple[Skip, ...]]:
     """Store float32 weights of the nodes of every level in 8 bits, or 16; returns counts, and refusals.
 
-    skip: names of nodes to leave alone. share: the part of the weights, least hurt first, that is stored.
-    loud: {weight: relative noise at the outputs}: the loudest are stored in 16 bits (see `wide`).
+    skip: names of nodes to leave alone. share: the part of the elements, quietest for their number first, that goes
+    into 8 bits; the rest goes into 16, which hurts nothing. loud: {weight: relative noise at the outputs}: the loudest
+    of that part are stored in 16 bits too (see `wide`).
     """
     if model.opset < OPSET:
         return {}, (Skip("", f"opset {model.opset} is too old to store weights in 8 bits ({OPSET} or later)"),)
     skips = [Skip(n.name, "excluded by the user") for n in model.nodes() if places(n) and excluded(n)]
     homes = edit.homes_of_constants(model)
     found, levels = weights(model, rounded or {}, skip, excluded), dict(loud or {})
-    ranked = sorted(found.values(), key=lambda f: (levels.get(f.held.name, noise(f)), f.held.name))
-    chosen = ranked[: round(share * len(ranked))]
-    fine = wide({f.held.name: f.held.values.size for f in chosen}, levels, floor_db)
-    for f in chosen:
+    narrow = _quiet(found, levels, share)
+    fine = found.keys() - narrow.keys() | wide(narrow, levels, floor_db)
+    for f in found.values():
         if f.held.name in fine:
             _restore(model, homes[id(f.held)], f.held, pack(f.held.values, f.axis, WIDE))
         else:
             _restore(model, homes[id(f.held)], f.held, f.packed)
             _shift_bias(model, f)
     order.sort(model)
-    counts = {"weights stored in 8 bits": len(chosen) - len(fine), "weights stored in 16 bits": len(fine)}
+    counts = {"weights stored in 8 bits": len(found) - len(fine), "weights stored in 16 bits": len(fine)}
     return {k: v for k, v in counts.items() if v}, tuple(skips)
+
+
+def _quiet(found: Mapping[str, Stored], levels: Mapping[str, float], share: float) -> dict[str, int]:
+    """{weight: elements} of the weights that make least noise for their size, up to `share` of all elements."""
+    sizes = {name: f.held.values.size for name, f in found.items()}
+    ranked = sorted(sizes, key=lambda n: (levels.get(n, noise(found[n])) / sizes[n], n))
+    ends = np.cumsum([sizes[n] for n in ranked])
+    return {n: sizes[n] for n, end in zip(ranked, ends) if end <= share * ends[-1] + 0.5}
 
 
 def wide(sizes: Mapping[str, int], levels: Mapping[str, float], floor_db: float = 0.0) -> set[str]:
