@@ -17,6 +17,7 @@ import onnx_graphsurgeon as gs
 from ...ir import edit
 from ..fold.fills import compact, is_fill
 from ..rewrite import Outcome, Rewriter, Rule
+from . import gelu
 
 FLOATS = ("float16", "float32", "float64")
 # A weight that others read too is copied only below this size (bytes): files must not grow.
@@ -237,9 +238,10 @@ def _absorb_after(rw: Rewriter, node: gs.Node, target: gs.Node, lin: Linear, aff
     keep = lin.bias is not None or shifts
     if not rw.can_replace(node.outputs[0], middle):
         return "the name of a graph output cannot move"
-    if not scales:
+    outcome: Outcome = True  # what neither scales nor shifts just goes
+    if not scales and shifts:
         outcome = _write_bias(rw, target, lin, bias)
-    else:
+    elif scales:
         outcome = write(rw, target, lin, scaled_out(lin, affine.scale), bias if keep else None)
     if outcome is not True:
         return outcome
@@ -261,7 +263,7 @@ def _before(rw: Rewriter, node: gs.Node) -> Outcome:
     inner = rw.maker(node.inputs[0], "BatchNormalization", "Add", "Sub", "Mul", "Div")
     if inner is None or not any(isinstance(t, gs.Constant) for t in inner.inputs):
         return None
-    lin = linear(rw, node)
+    lin = None if gelu.closes(rw, inner) else linear(rw, node)
     if lin is None:
         return None
     count = in_channels(lin)
