@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,7 +14,7 @@ from . import opset as versions
 from .base import Context, Pass, PassResult, Skip
 from .clean import Clean
 from .fold import Fold, fills
-from .fuse import Fuse
+from .fuse import Fuse, finish
 
 ROUNDS = 8
 
@@ -56,15 +57,17 @@ class Simplify(Pass):
         for _ in range(ROUNDS):
             shapes.refresh(model)
             changed = False
-            for step in (Clean(), fold, *([Fuse(self.compact)] if self.fuse else [])):
-                result = fold.within(model, allowance) if step is fold else step.run(model, ctx)  # type: ignore[arg-type]
+            for step in self._steps(model, ctx, fold, allowance):
+                result = step()
                 order.sort(model)
                 changed |= result.changed
-                for key, value in result.did.items():
-                    did[key] = int(did.get(key, 0)) + int(value)
+                _count(did, result)
                 skipped.update({s.node: s for s in result.skipped})
             if not changed:
                 break
+        if self.fuse:
+            _count(did, finish(model, ctx))
+            order.sort(model)
         if opened is not None:
             fills.close_fills(model, opened, self.growth)
         alive = {n.name for n in model.nodes()}
@@ -72,6 +75,14 @@ class Simplify(Pass):
         if why:
             refusals = (Skip(model.graph.name, why), *refusals)  # type: ignore[assignment]
         return PassResult(bool(did), did, refusals)  # type: ignore[arg-type]
+
+    def _steps(
+        self, model: Model, ctx: Context | None, fold: Fold, allowance: list[int]
+    ) -> Iterator[Callable[[], PassResult]]:
+        yield lambda: Clean().run(model, ctx)
+        yield lambda: fold.within(model, allowance)
+        if self.fuse:
+            yield lambda: Fuse(self.compact).once(model, ctx)
 
     def _raise(self, model: Model, ctx: Context | None) -> str:
         """Raise the opset as far as asked; returns why it could not be done, "" otherwise. Never lowers it."""
@@ -81,6 +92,11 @@ class Simplify(Pass):
         if new is not None:
             _take(model, new)
         return why
+
+
+def _count(did: dict[str, int | float | str], result: PassResult) -> None:
+    for key, value in result.did.items():
+        did[key] = int(did.get(key, 0)) + int(value)
 
 
 def inline_functions(model: Model) -> int:

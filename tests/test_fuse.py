@@ -6,6 +6,7 @@ import types
 import casefiles
 import numpy as np
 import pytest
+import suite
 from onnxslim_opt.ir import cost, edit, shapes, text
 from onnxslim_opt.passes import fuse
 from onnxslim_opt.passes.fuse import Fuse
@@ -19,7 +20,8 @@ def test_case(path):
 
 
 def test_every_rule_has_a_case(monkeypatch):
-    done, rules = set(), (*fuse.RULES, *fuse.COMPACT, *fuse.attention.RULES)
+    done, last = set(), (fuse.attention, fuse.sums)
+    rules = (*fuse.RULES, *fuse.COMPACT, *(r for family in last for r in family.RULES))
 
     def watched(rule):
         def apply(rw, node):
@@ -32,7 +34,8 @@ def test_every_rule_has_a_case(monkeypatch):
 
     for name in ("RULES", "COMPACT"):
         monkeypatch.setattr(fuse, name, tuple(map(watched, getattr(fuse, name))))
-    monkeypatch.setattr(fuse.attention, "RULES", tuple(map(watched, fuse.attention.RULES)))
+    for family in last:
+        monkeypatch.setattr(family, "RULES", tuple(map(watched, family.RULES)))
     for path in casefiles.found("fuse"):
         parts = casefiles.sections(path)
         casefiles.apply(casefiles.parse(parts["before"], parts.get("opset", "17")), parts["pipeline"])
@@ -49,6 +52,22 @@ def test_attention_stays_spelled_out_for_lossy_passes(follows, left):
     assert len(list(model.nodes())) == left
     shapes.refresh(model)
     assert cost.of(model).macs == macs > 0
+
+
+@pytest.mark.parametrize(("follows", "left"), [((), ["MatMul", "Sum"]), (("quant",), ["MatMul", "Add", "Add"])])
+def test_sums_are_taken_apart_for_lossy_passes(follows, left):
+    model = text.parse("""
+        g (float[N,4,2] x) => (float[N,4,2] y) <float[2,2] w = {1.0, 2.0, 3.0, -4.0}, float[2] b = {1.0, 2.0}> {
+          a = MatMul(x, w)
+          y = Sum(a, b, x)
+        }""")
+    before = ir.to_bytes(model)
+    shapes.refresh(model)
+    Fuse().run(model, types.SimpleNamespace(follows=follows))
+    assert [n.op for n in model.nodes()] == left
+    one, two = suite.session(before), suite.session(ir.to_bytes(model))
+    x = casefiles.random_feeds(one, 0)
+    np.testing.assert_array_equal(one.run(None, x)[0], two.run(None, x)[0])
 
 
 def _fuse(source):

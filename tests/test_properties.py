@@ -7,6 +7,7 @@ import os
 
 import numpy as np
 import pytest
+import randomblocks
 import randomgraphs
 import randomsteps
 import suite
@@ -17,7 +18,7 @@ from onnxslim_opt.passes.simplify import Simplify
 
 from onnxslim_opt import ir
 
-STEPS = [*randomgraphs.STEPS, *randomsteps.MORE]
+STEPS = [*randomgraphs.STEPS, *randomsteps.MORE, *randomblocks.BLOCKS]
 OPSETS = [13, 15, 17, 18, 20, 21, 23, 24]
 
 

@@ -19,6 +19,8 @@ from . import (
     attention,
     batchnorm,
     bounds,
+    broadcast,
+    gelu,
     joins,
     matmul,
     normal,
@@ -27,8 +29,10 @@ from . import (
     pooling,
     reshape,
     rms,
+    scaling,
     shuffle,
     softmax,
+    sums,
     swish,
     tiny,
     transpose,
@@ -39,10 +43,13 @@ RULES = (
     *normal.RULES,
     *rms.RULES,
     *softmax.RULES,
+    *gelu.RULES,
     *activation.RULES,
     *bounds.RULES,
+    *broadcast.RULES,
     *padding.RULES,
     *affine.RULES,
+    *scaling.RULES,
     *batchnorm.RULES,
     *matmul.RULES,
     *reshape.RULES,
@@ -55,8 +62,8 @@ RULES = (
     *windows.RULES,
     *tiny.RULES,
 )
-# Passes that do not mind an Attention. Others prune its heads, or compute its products in 8 bits: it stays spelled out
-# for them.
+# Passes that do not mind an Attention or a Sum. Others prune heads, or compute products and sums in 8 bits: for them
+# both stay spelled out.
 EXACT = frozenset(["simplify", "fold", "clean", "fuse"])
 # Fewer nodes, though ONNX Runtime is slower at them than at what it makes of the spelled-out form.
 COMPACT = (*swish.RULES, *activation.COMPACT)
@@ -74,9 +81,23 @@ class Fuse(Pass):
 
     def run(self, model: Model, ctx: Context | None = None) -> PassResult:
         """Edit `model` in place."""
+        first, then = self.once(model, ctx), finish(model, ctx)
+        return PassResult(first.changed or then.changed, {**first.did, **then.did}, first.skipped)
+
+    def once(self, model: Model, ctx: Context | None = None) -> PassResult:
+        """Apply the rules, without those that `finish` keeps for the end."""
         edit.sweep(model)
         rules = (*RULES, *COMPACT) if self.compact else RULES
-        if ctx is None or EXACT.issuperset(ctx.follows):
-            rules = (*rules, *attention.RULES)
+        rules = (*rules, *attention.RULES) if _is_last(ctx) else (*rules, *sums.APART)
         counts, skipped = Rewriter(model).run(rules)
         return PassResult(bool(counts), dict(counts), tuple(skipped))
+
+
+def finish(model: Model, ctx: Context | None = None) -> PassResult:
+    """Rules whose results other rules do not look into: for the end, once nothing else changes."""
+    counts, _ = Rewriter(model).run(sums.RULES if _is_last(ctx) else ())
+    return PassResult(bool(counts), dict(counts))
+
+
+def _is_last(ctx: Context | None) -> bool:
+    return ctx is None or EXACT.issuperset(ctx.follows)

@@ -17,6 +17,7 @@ import onnx_graphsurgeon as gs
 from ...ir import edit
 from ..fold.fills import compact, is_fill
 from ..rewrite import Outcome, Rewriter, Rule
+from . import gelu
 
 FLOATS = ("float16", "float32", "float64")
 # A weight that others read too is copied only below this size (bytes): files must not grow.
@@ -24,7 +25,7 @@ COPY_LIMIT = 1024
 LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
-def _work(dtype: Any) -> Any:
+def work(dtype: Any) -> Any:
     """The precision in which weights are combined."""
     return np.promote_types(dtype, np.float32)
 
@@ -44,7 +45,7 @@ def channel_vector(rw: Rewriter, tensor: Any, rank: int, axis: int, count: int) 
     shape = [1] * (rank - len(tensor.shape)) + list(tensor.shape)
     if len(shape) > rank or shape[axis] not in (1, count) or any(d != 1 for k, d in enumerate(shape) if k != axis):
         return None
-    return tensor.values.reshape(-1).astype(_work(tensor.dtype))
+    return tensor.values.reshape(-1).astype(work(tensor.dtype))
 
 
 def batch_norm(rw: Rewriter, node: gs.Node, count: int) -> Affine | None:
@@ -58,7 +59,7 @@ def batch_norm(rw: Rewriter, node: gs.Node, count: int) -> Affine | None:
     found = [rw.const(t) for t in node.inputs[1:5]]
     if len(found) != 4 or any(v is None or v.shape != (count,) for v in found):
         return None
-    gamma, beta, mean, var = (v.astype(_work(v.dtype)) for v in found if v is not None)
+    gamma, beta, mean, var = (v.astype(work(v.dtype)) for v in found if v is not None)
     with np.errstate(all="ignore"):
         scale = gamma / np.sqrt(var + var.dtype.type(node.attrs.get("epsilon", 1e-5)))
         return Affine(scale, beta - mean * scale)
@@ -133,12 +134,12 @@ def _convolution(rw: Rewriter, node: gs.Node, w: np.ndarray) -> Linear | None:
     bias = None if given is None else rw.const(given)
     if given is not None and (bias is None or bias.shape != (count,)):
         return None
-    return Linear(w, out, 1 - out, count, None if bias is None else bias.astype(_work(bias.dtype)), w.ndim, 1, groups)
+    return Linear(w, out, 1 - out, count, None if bias is None else bias.astype(work(bias.dtype)), w.ndim, 1, groups)
 
 
 def scaled_out(lin: Linear, scale: np.ndarray) -> np.ndarray:
     """The weight with output channels multiplied."""
-    weight = lin.weight.astype(_work(lin.weight.dtype))
+    weight = lin.weight.astype(work(lin.weight.dtype))
     scale = np.broadcast_to(scale, (lin.count,))
     if lin.groups > 1 and lin.out_axis == 1:  # ConvTranspose: [C_in, C_out/groups, ...], inputs in group order
         blocks = weight.reshape(lin.groups, -1, *weight.shape[1:])
@@ -148,7 +149,7 @@ def scaled_out(lin: Linear, scale: np.ndarray) -> np.ndarray:
 
 def scaled_in(lin: Linear, scale: np.ndarray) -> np.ndarray:
     """The weight with input channels multiplied. For a grouped Conv `scale` covers all groups."""
-    weight = lin.weight.astype(_work(lin.weight.dtype))
+    weight = lin.weight.astype(work(lin.weight.dtype))
     if lin.groups > 1 and lin.out_axis == 0 and scale.size > 1:
         blocks = weight.reshape(lin.groups, -1, *weight.shape[1:])
         return (blocks * scale.reshape(lin.groups, 1, -1, *[1] * (weight.ndim - 2))).reshape(weight.shape)
@@ -237,9 +238,10 @@ def _absorb_after(rw: Rewriter, node: gs.Node, target: gs.Node, lin: Linear, aff
     keep = lin.bias is not None or shifts
     if not rw.can_replace(node.outputs[0], middle):
         return "the name of a graph output cannot move"
-    if not scales:
+    outcome: Outcome = True  # what neither scales nor shifts just goes
+    if not scales and shifts:
         outcome = _write_bias(rw, target, lin, bias)
-    else:
+    elif scales:
         outcome = write(rw, target, lin, scaled_out(lin, affine.scale), bias if keep else None)
     if outcome is not True:
         return outcome
@@ -261,7 +263,7 @@ def _before(rw: Rewriter, node: gs.Node) -> Outcome:
     inner = rw.maker(node.inputs[0], "BatchNormalization", "Add", "Sub", "Mul", "Div")
     if inner is None or not any(isinstance(t, gs.Constant) for t in inner.inputs):
         return None
-    lin = linear(rw, node)
+    lin = None if gelu.closes(rw, inner) else linear(rw, node)
     if lin is None:
         return None
     count = in_channels(lin)

@@ -12,6 +12,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from ..rewrite import Outcome, Rewriter, Rule
+from . import gelu
 
 _FLOATS = ("float16", "float32", "float64")
 
@@ -77,7 +78,7 @@ def _scales(rw: Rewriter, node: gs.Node) -> Outcome:
     if outer is None or inner is None or not rw.together(node, inner) or rw.opset < 7:
         return None
     first = _as_scale(rw, inner)
-    if first is None or first[1].dtype != outer[1].dtype:
+    if first is None or first[1].dtype != outer[1].dtype or gelu.closes(rw, inner):
         return None
     combined = _fits(rw, first[1] * outer[1], node, inner)
     if combined is None:

