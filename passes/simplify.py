@@ -25,6 +25,7 @@ class Simplify(Pass):
 
     fuse: also fuse operators (float results differ by rounding); without it values stay the same.
     compact: also fuse where ONNX Runtime is slower at the operator than at its spelled-out form (Swish, some Mish).
+    contrib: also fuse into operators of ONNX Runtime's own, where it is faster at them; no other runtime loads those.
     growth: how much the weights may grow in total when constants are folded, as a fraction.
     opset: raise the model's operator set to this version first, so that newer operators can be fused; 0 leaves it.
     """
@@ -33,6 +34,7 @@ class Simplify(Pass):
     raises_opset: ClassVar[bool] = True
     fuse: bool = True
     compact: bool = False
+    contrib: bool = False
     growth: float = 0.005
     opset: int = 0
 
@@ -66,11 +68,13 @@ class Simplify(Pass):
             if not changed:
                 break
         if self.fuse:
-            _count(did, finish(model, ctx))
+            last = finish(model, ctx, self.contrib)
             order.sort(model)
+            _count(did, last)
+            skipped.update({s.node: s for s in last.skipped})
         if opened is not None:
             fills.close_fills(model, opened, self.growth)
-        alive = {n.name for n in model.nodes()}
+        alive = {n.name for n in model.nodes()} | {model.graph.name}
         refusals = tuple(s for name, s in skipped.items() if name in alive)
         if why:
             refusals = (Skip(model.graph.name, why), *refusals)  # type: ignore[assignment]

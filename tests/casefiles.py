@@ -31,7 +31,8 @@ from onnxslim_opt.passes.simplify import Simplify
 from onnxslim_opt import ir
 
 FOLDER = Path(__file__).resolve().parent / "cases"
-PASSES = {p.name: p for p in (Clean, Fold, Fuse, Simplify)} | {"fuse:compact": functools.partial(Fuse, compact=True)}
+PASSES = {p.name: p for p in (Clean, Fold, Fuse, Simplify)}
+PASSES |= {f"fuse:{option}": functools.partial(Fuse, **{option: True}) for option in ("compact", "contrib")}
 _TYPES = {"float": np.float32, "double": np.float64, "int64": np.int64, "int32": np.int32, "bool": np.bool_}
 
 
@@ -52,7 +53,8 @@ def sections(path: Path) -> dict[str, str]:
 
 def parse(source: str, opset: str) -> ir.Model:
     """A model from the text of a case, with the given opset."""
-    return text.parse(f'<ir_version: 10, opset_import: ["" : {opset}]>\n{source.strip()}')
+    own = ', "com.microsoft" : 1' if "com.microsoft" in source else ""
+    return text.parse(f'<ir_version: 10, opset_import: ["" : {opset}{own}]>\n{source.strip()}')
 
 
 def apply(model: ir.Model, pipeline: str) -> ir.Model:

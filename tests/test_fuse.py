@@ -10,6 +10,7 @@ import suite
 from onnxslim_opt.ir import cost, edit, shapes, text
 from onnxslim_opt.passes import fuse
 from onnxslim_opt.passes.fuse import Fuse
+from onnxslim_opt.passes.target import Target
 
 from onnxslim_opt import ir
 
@@ -20,7 +21,7 @@ def test_case(path):
 
 
 def test_every_rule_has_a_case(monkeypatch):
-    done, last = set(), (fuse.attention, fuse.sums)
+    done, last = set(), (fuse.attention, fuse.contrib, fuse.sums)
     rules = (*fuse.RULES, *fuse.COMPACT, *(r for family in last for r in family.RULES))
 
     def watched(rule):
@@ -68,6 +69,16 @@ def test_sums_are_taken_apart_for_lossy_passes(follows, left):
     one, two = suite.session(before), suite.session(ir.to_bytes(model))
     x = casefiles.random_feeds(one, 0)
     np.testing.assert_array_equal(one.run(None, x)[0], two.run(None, x)[0])
+
+
+def test_own_operators_only_for_the_runtime_that_has_them():
+    parts = casefiles.sections(casefiles.FOLDER / "fuse" / "contrib_gelu.onnxtxt")
+    model = casefiles.parse(parts["before"], parts.get("opset", "17"))
+    shapes.refresh(model)
+    elsewhere = types.SimpleNamespace(follows=(), target=Target("openvino", runtime="openvino"))
+    result = Fuse(contrib=True).run(model, elsewhere)
+    assert not any(n.domain for n in model.nodes())
+    assert "openvino has no such operators" in result.skipped[0].reason
 
 
 def _fuse(source):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ...ir import Model, edit
-from ..base import Context, Pass, PassResult
+from ..base import Context, Pass, PassResult, Skip
 from ..rewrite import Rewriter
 from . import (
     activation,
@@ -20,6 +20,7 @@ from . import (
     batchnorm,
     bounds,
     broadcast,
+    contrib,
     gelu,
     joins,
     matmul,
@@ -74,15 +75,17 @@ class Fuse(Pass):
     """Fuse operators into standard ones of the model's own opset; float results differ by rounding at most.
 
     compact: also where ONNX Runtime is slower at the operator than at its spelled-out form (Swish, some Mish).
+    contrib: also into operators of ONNX Runtime's own, where it is faster at them; no other runtime loads the result.
     """
 
     name: ClassVar[str] = "fuse"
     compact: bool = False
+    contrib: bool = False
 
     def run(self, model: Model, ctx: Context | None = None) -> PassResult:
         """Edit `model` in place."""
-        first, then = self.once(model, ctx), finish(model, ctx)
-        return PassResult(first.changed or then.changed, {**first.did, **then.did}, first.skipped)
+        first, then = self.once(model, ctx), finish(model, ctx, self.contrib)
+        return PassResult(first.changed or then.changed, {**first.did, **then.did}, (*first.skipped, *then.skipped))
 
     def once(self, model: Model, ctx: Context | None = None) -> PassResult:
         """Apply the rules, without those that `finish` keeps for the end."""
@@ -93,10 +96,19 @@ class Fuse(Pass):
         return PassResult(bool(counts), dict(counts), tuple(skipped))
 
 
-def finish(model: Model, ctx: Context | None = None) -> PassResult:
-    """Rules whose results other rules do not look into: for the end, once nothing else changes."""
-    counts, _ = Rewriter(model).run(sums.RULES if _is_last(ctx) else ())
-    return PassResult(bool(counts), dict(counts))
+def finish(model: Model, ctx: Context | None = None, own: bool = False) -> PassResult:
+    """Rules whose results other rules do not look into: for the end, once nothing else changes.
+
+    own: whether operators of ONNX Runtime's own may be written.
+    """
+    if not _is_last(ctx):
+        return PassResult(False)
+    skipped: list[Skip] = []
+    if own and ctx is not None and ctx.target.runtime != "onnxruntime":
+        skipped.append(Skip(model.graph.name, f"contrib: the target {ctx.target.name} has no such operators"))
+        own = False
+    counts, refused = Rewriter(model).run((*contrib.RULES, *sums.RULES) if own else sums.RULES)
+    return PassResult(bool(counts), dict(counts), (*skipped, *refused))
 
 
 def _is_last(ctx: Context | None) -> bool:

@@ -8,6 +8,7 @@ apart, and 1.1 to 1.6 times faster where it takes the heads apart itself (ONNX R
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -35,8 +36,17 @@ def _scaled(rw: Rewriter, tensor: Any) -> tuple[Any, float]:
     return tensor, 1.0
 
 
-def _attention(rw: Rewriter, node: gs.Node) -> Outcome:
-    """MatMul(Softmax(MatMul(q, kᵀ)·scale + mask), v), four axes each."""
+@dataclass(frozen=True)
+class Spelled:
+    """Attention spelled out: queries, keys with their last axes turned, and values; what is added to scores; scale."""
+
+    operands: tuple[Any, Any, Any]
+    mask: Any
+    scale: float
+
+
+def spelled(rw: Rewriter, node: gs.Node) -> Spelled | str | None:
+    """Read MatMul(Softmax(MatMul(q, kᵀ)·scale + mask), v), four axes each; a reason where the operator cannot be it."""
     softmax, v = rw.inner(node.inputs[0], "Softmax"), node.inputs[1]
     if softmax is None or softmax.attrs.get("axis", -1) not in (-1, 3) or v.dtype != np.float32:
         return None
@@ -57,9 +67,19 @@ def _attention(rw: Rewriter, node: gs.Node) -> Outcome:
     wanted = [*rw.shape(q)[:3], keys[2]]  # type: ignore[index]
     if mask is not None and not (_covers(rw.shape(mask), wanted) and _some_seen(rw, mask)):
         return "the mask could hide whole rows, or is broadcast in a way that the operator does not take"
+    return Spelled((q, turned, v), mask, scale)
+
+
+def _attention(rw: Rewriter, node: gs.Node) -> Outcome:
+    """MatMul(Softmax(MatMul(q, kᵀ)·scale + mask), v), four axes each."""
+    found = spelled(rw, node)
+    if not isinstance(found, Spelled):
+        return found
+    q, turned, v = found.operands
     k = rw.insert(node, "Transpose", [turned], {"perm": LAST_TWO})  # joins, or cancels, that which made it
-    k.dtype, k.shape = v.dtype, keys
-    return rw.become(node, "Attention", [q, k, v, *([] if mask is None else [mask])], {"scale": scale})
+    k.dtype, k.shape = v.dtype, [rw.shape(turned)[a] for a in LAST_TWO]  # type: ignore[index]
+    mask = [] if found.mask is None else [found.mask]
+    return rw.become(node, "Attention", [q, k, v, *mask], {"scale": found.scale})
 
 
 def _turned(rw: Rewriter, tensor: Any) -> bool:
@@ -124,7 +144,7 @@ def _heads_inside(rw: Rewriter, node: gs.Node) -> Outcome:
     plain = len(attention.outputs) == 1 and len(attention.inputs) <= 4 and "q_num_heads" not in attention.attrs
     if not plain or not rw.together(node, transpose, attention):
         return None
-    found = [_together(rw, t) for t in attention.inputs[:3]]
+    found = [together(rw, t, HEADS_APART) for t in attention.inputs[:3]]
     if any(f is None for f in found):
         return None
     (q, heads, _), (k, _, _), (v, also, size) = (f for f in found if f is not None)
@@ -137,11 +157,11 @@ def _heads_inside(rw: Rewriter, node: gs.Node) -> Outcome:
     return rw.become(node, "Attention", [q, k, v, *attention.inputs[3:]], attrs)
 
 
-def _together(rw: Rewriter, tensor: Any) -> tuple[Any, int, int] | None:
-    """For [B, S, H·D] reshaped to [B, S, H, D] and transposed: the tensor of three axes, H and D."""
+def together(rw: Rewriter, tensor: Any, perm: list[int]) -> tuple[Any, int, int] | None:
+    """For [B, S, H·D] reshaped to [B, S, H, D] and transposed by `perm`: the tensor of three axes, H and D."""
     transpose = rw.maker(tensor, "Transpose")
     reshape = None if transpose is None else rw.maker(transpose.inputs[0], "Reshape")
-    if transpose is None or reshape is None or list(transpose.attrs.get("perm", [])) != HEADS_APART:
+    if transpose is None or reshape is None or list(transpose.attrs.get("perm", [])) != perm:
         return None
     shape = rw.shape(reshape.inputs[0])
     apart = None if shape is None or len(shape) != 3 else reshaped(rw, reshape, shape)
