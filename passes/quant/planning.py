@@ -15,7 +15,7 @@ from ...runtime import Session, latency, probe
 from .. import opset
 from ..base import Context, Skip
 from ..target import Target
-from . import eligible, equalise, insert, measured, placement, regions, rounding, sensitivity, statistics
+from . import eligible, equalise, insert, measured, placement, prepare, regions, rounding, sensitivity, statistics
 from .calibrate import METHODS
 from .insert import Recipe
 from .overrides import Overrides
@@ -93,6 +93,7 @@ def make(
     base, why = _base(model, ctx)
     if base is None:
         return stored_only(model, ctx, settings, why, skips)
+    prepare.prepare(base, excluded)
     factors = equalise.factors(base, ctx.fit, ctx, excluded) if settings.equalise and ctx.source != "random" else {}
     equalise.apply(base, factors)
     able, skips = eligible.find(base, ctx.target, excluded)
