@@ -86,7 +86,7 @@ def raised(model: Path, folder: Path) -> Path:
 
 def run_ours(task: Task, out: Path, feeds: Path, passes: str, extra: list[str]) -> dict[str, Any]:
     """The command under test, with its peak memory."""
-    data = f"{task.tasks}:{task.data}" if task.data else str(feeds / "*.npz")
+    data = f"{task.tasks}:{task.data}" if task.data else str(feeds)
     line = [sys.executable, "-m", "onnxslim_opt", "opt", str(task.model), "-o", str(out), "-p", passes, "-q", *extra]
     line += ["--data", data, "--report", str(out.with_suffix(".json"))]
     if task.metric:

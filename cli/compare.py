@@ -38,7 +38,8 @@ def compare(
 ) -> None:
     """Run A and B on the same feeds and compare every tensor that both have, in the order of A.
 
-    The first line is the first tensor that differs: where the difference begins. Outputs stand at the end.
+    The first line is the first tensor that differs: where the difference begins. Outputs stand at the end. Where
+    channels of a tensor only have other scales, as `quant` gives them, a column says what is left without these.
     """
     from ..passes import diverge
     from . import show
@@ -52,16 +53,16 @@ def compare(
         shapes = f", {pruned} of them have another shape" if pruned else ""
         title = f"{len(found.inner)} inner tensors in both, {len(inner)} differ (SQNR below {min_sqnr:g} dB){shapes}"
         shown = inner if verbose else inner[:rows]
-        show.put(title, HEAD, [_row(d) for d in shown], numeric=(2, 3, 4))
+        show.put(title, HEAD, [_row(d) for d in shown], numeric=(2, 3, 4, 5))
         if len(inner) > len(shown):
             click.echo(f"... and {len(inner) - len(shown)} more (-v shows all)")
         click.echo()
     show.put(
-        f"outputs, on {len(feeds)} feeds ({feeds.source})", HEAD, [_row(d) for d in found.outputs], numeric=(2, 3, 4)
+        f"outputs, on {len(feeds)} feeds ({feeds.source})", HEAD, [_row(d) for d in found.outputs], numeric=(2, 3, 4, 5)
     )
 
 
-HEAD = ("tensor", "made by", "SQNR", "cosine", "largest difference")
+HEAD = ("tensor", "made by", "SQNR", "channels rescaled", "cosine", "largest difference")
 
 
 def _row(found: Any) -> tuple[str, ...]:
@@ -69,5 +70,6 @@ def _row(found: Any) -> tuple[str, ...]:
 
     d = found.diff
     if d.trouble:
-        return found.name, found.op, d.trouble, "", ""
-    return found.name, found.op, words.db(d.to_json()), words.number(d.cosine), words.number(d.max_abs)
+        return found.name, found.op, d.trouble, "", "", ""
+    scaled = "" if d.rescaled_db is None else words.db({"sqnr_db": d.rescaled_db})
+    return found.name, found.op, words.db(d.to_json()), scaled, words.number(d.cosine), words.number(d.max_abs)

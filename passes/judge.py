@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..ir.errors import DataError
+from ..runtime.feeds import wide
 from ..runtime.loading import give_back, is_large
 from ..runtime.session import Session
 from .budget import EXACT_DB, TIES_DB, Allowance, Limits, Spent, noise
@@ -74,7 +76,7 @@ class Judge:
     def _started(self, model: Any, beside: int) -> Session:
         """A new session. beside: how many others stay while a large model is loaded."""
         original = self._reference.model
-        large = any(is_large(m) for m in (model, *(known for known, _ in self._recent)))
+        large = any(self.spares(m) for m in (model, *(known for known, _ in self._recent)))
         self._recent = self._recent[: beside if large else 2]
         if large:
             if not any(known is original for known, _ in self._recent):
@@ -83,6 +85,15 @@ class Judge:
         session = self._reference.session if model is original else Session(model, threads=self._threads)
         self._recent.insert(0, (model, session))
         return session
+
+    def spares(self, model: Any) -> bool:
+        """Whether sessions of a model must be few: for its weights, or for the activations of large feeds."""
+        return self.wide or is_large(model)
+
+    @cached_property
+    def wide(self) -> bool:
+        """Whether feeds are so large that no session may stay for later."""
+        return wide(self._reference.feeds)
 
     def release(self) -> None:
         """Let all sessions go; they come back when they are asked for."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..runtime.loading import give_back, is_large
+from ..runtime.loading import give_back
 from .base import Context, LossyPass, PassResult
 from .budget import Allowance
 from .judge import Judge
@@ -49,7 +49,7 @@ class Solver:
 
     def solve(self) -> Outcome:
         """Bisect the strength, then make sure that the result pays; weaken or give up with the reason."""
-        if is_large(self.model):  # a plan makes sessions of its own
+        if self.judge.spares(self.model):  # a plan makes sessions of its own
             self.judge.release()
         self._plan = self.p.plan(self.model, self.ctx)
         full = self._try(1.0)
@@ -65,6 +65,8 @@ class Solver:
         return self._must_pay(best, f"weakened: at full strength {reason}" if reason else "", full)
 
     def _try(self, strength: float) -> Trial:
+        if self.judge.wide:
+            self.judge.release()
         give_back()  # what the last try has freed lies in pieces between what is kept
         trial = attempt(self.model, lambda m: self.p.apply(m, self._plan, strength, self.ctx), self.judge)
         trial.strength = strength

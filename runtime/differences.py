@@ -6,15 +6,54 @@ Memory: the common tensors of a wave in both models on one feed (at most half of
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
 from ..ir.model import Model
 from . import probe
 from .feeds import Feeds
-from .numerics import Diff, OutputDiff
+from .numerics import Diff, OutputDiff, decibels
 from .taps import Tap, outer_tensors, waves
+
+FIT_DB = 6.0  # what a factor for each channel must gain before it is taken for one: any fit gains a little
+
+
+@dataclass
+class Channels:
+    """Sums along one axis, for the SQNR that is left once b's channels are brought back to a's scale.
+
+    Equalisation multiplies channels of inner tensors by factors that the next layer takes out again; the factor of a
+    channel is its least-squares fit, Σab / Σa².
+    """
+
+    axis: int
+    sums: np.ndarray | None = field(default=None, repr=False)
+
+    def add(self, ref: Any, out: Any) -> None:
+        """Take in the values of one feed; what is no float tensor with this axis is passed over."""
+        if not (isinstance(ref, np.ndarray) and isinstance(out, np.ndarray) and ref.shape == out.shape):
+            return
+        if ref.dtype.kind != "f" or ref.ndim < 2 or ref.shape[self.axis] < 2:
+            return
+        a, b = (np.moveaxis(x, self.axis, 0).reshape(x.shape[self.axis], -1).astype(np.float64) for x in (ref, out))
+        found = np.stack([np.einsum("cn,cn->c", x, y) for x, y in ((a, a), (a, b), (b, b))])
+        if self.sums is None:
+            self.sums = np.zeros_like(found)
+        if self.sums.shape == found.shape:  # an open axis is none of channels
+            self.sums += found
+
+    def sqnr(self) -> float:
+        """dB; -inf when nothing was seen, or not finite."""
+        if self.sums is None or not np.isfinite(self.sums).all():
+            return -np.inf
+        signal, product, power = self.sums
+        live = (signal > 0) & (product > 0)
+        left = np.maximum(power[live] - product[live] ** 2 / signal[live], 0.0)
+        noise = float((left * (signal[live] / product[live]) ** 2).sum() + signal[~live].sum())
+        return decibels(float(signal.sum()), noise)
 
 
 def common(a: Model, b: Model) -> list[str]:
@@ -42,15 +81,21 @@ def compare_tensors(
     if not wanted:
         return []
     sizes = probe.sizes(a, next(iter(feeds)), wanted)
-    found = {n: Diff(n) for n in wanted}
+    found, scaled = {n: Diff(n) for n in wanted}, {n: (Channels(1), Channels(-1)) for n in wanted}
     for wave in waves(wanted, sizes, max(1, memory_mb << 20) // 4):
         left = Tap(a, wave, threads=threads, optimize=False)
         right = Tap(b, wave, threads=threads, optimize=False)
         for feed in feeds:
             ours, others = left.run(feed), right.run(feed)
             for name in wave:
-                found[name].add(ours[name], others[name])
-    return [found[n].result() for n in wanted]
+                for sums in (found[name], *scaled[name]):
+                    sums.add(ours[name], others[name])
+    return [_rescaled(found[n].result(), scaled[n]) for n in wanted]
 
 
-__all__ = ["common", "compare_tensors"]
+def _rescaled(row: OutputDiff, channels: Iterable[Channels]) -> OutputDiff:
+    best = max(c.sqnr() for c in channels)
+    return replace(row, rescaled_db=best) if not row.trouble and best > row.sqnr_db + FIT_DB else row
+
+
+__all__ = ["Channels", "common", "compare_tensors"]

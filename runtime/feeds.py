@@ -18,6 +18,7 @@ from ..ir.errors import DataError, SlimError
 
 Feed = dict[str, Any]
 DEFAULT_SAMPLES = 512  # feeds that are used of a larger data set when nobody says; statistics converge far earlier
+WIDE = 8 << 20  # bytes of a feed from which on the activations of sessions count, see `wide`
 
 
 class Source(Protocol):
@@ -213,6 +214,12 @@ def feed_bytes(feed: Feed) -> int:
     return sum(int(np.asarray(a).nbytes) for v in feed.values() for a in (v if isinstance(v, list) else [v]))
 
 
+def wide(feeds: Feeds) -> bool:
+    """Whether feeds are so large that the activations of each session count: an arena keeps up to ten times a feed's
+    bytes for as long as its session lives."""
+    return feed_bytes(feeds.first()) >= WIDE
+
+
 def resolve(spec: Any, model: Any, options: Any = None) -> Feeds:
     """Feeds from any source of `--data`; see `sources.resolve`."""
     from .sources import resolve as from_any
@@ -231,4 +238,5 @@ __all__ = [
     "feed_bytes",
     "resolve",
     "spaced",
+    "wide",
 ]

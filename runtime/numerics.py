@@ -48,6 +48,8 @@ class OutputDiff:
     argmax_agreement: share of rows with the same largest entry, for [rows, classes] floats; else None.
     exact: share of equal elements, for outputs that are not floats; else None.
     trouble: why it is broken: "other shape", or "NaN or infinite"; "" otherwise.
+    rescaled_db: SQNR once each channel is brought back to the reference's scale, where that explains most of the
+        difference (see `differences`); None otherwise.
     """
 
     name: str
@@ -57,6 +59,7 @@ class OutputDiff:
     argmax_agreement: float | None = None
     exact: float | None = None
     trouble: str = ""
+    rescaled_db: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """For the report; see `json_db` for infinities."""

@@ -4,11 +4,11 @@ import itertools
 
 import numpy as np
 import pytest
-from onnxslim_opt.passes.quant import calibrate, saturation, weights
+from onnxslim_opt.passes.quant import calibrate, rounding, saturation, weights
 from onnxslim_opt.passes.quant.calibrate import Scale, Seen, to_scale
 from onnxslim_opt.runtime.histograms import Histogram
 from onnxslim_opt.runtime.ranges import Range
-from quant_nets import Net, session
+from quant_nets import Net, context, images, session
 
 
 def seen(values, curve=None):
@@ -174,3 +174,24 @@ def test_coordinate_descent_lowers_the_error_that_gptq_leaves():
             other[g, r, k] += step
             if abs(int(other[g, r, k])) <= 7:
                 assert error(other)[g, r] >= error(after)[g, r] * (1 - 1e-9)
+
+
+def test_a_moment_that_rounding_left_indefinite_is_damped_until_it_is_not():
+    rng = np.random.default_rng(0)
+    basis = np.linalg.qr(rng.standard_normal((6, 6)))[0]
+    moment = (basis * np.array([3e-9, 1e-9, 1e-10, 1e-11, -1e-11, -9e-10])) @ basis.T
+    upper = weights.inverse_factor(moment[None], 0.01)[0]
+    assert np.isfinite(upper).all() and (np.diag(upper) > 0).all()
+
+
+def test_a_layer_whose_input_hardly_varies_is_rounded_like_any_other():
+    net = Net()
+    still = net.add("Add", net.add("Mul", "x", net.const(np.float32(1e-6))), net.const(np.float32(0.3)), out="still")
+    net.conv(net.add("Concat", *[still] * 4, axis=1, out="wide"), 12, 8, 1, out="y")
+    model = net.model({"x": [1, 3, 12, 12]}, ["y"])
+    ctx = context(model, images())
+    (found,) = rounding.refine(model, ctx.fit, ctx).values()
+    weight = model.graph.nodes[-1].inputs[1].values
+    gap = (weight - found.packed.dequantized()).reshape(8, 12) @ np.full(12, 0.3) - found.shift
+    assert np.abs(gap).max() < 1e-5, "the bias takes up what an input that stays the same makes of the error"
+    assert np.abs(weight - found.packed.dequantized()).max() < 3 * found.packed.scale.max()

@@ -138,8 +138,11 @@ def test_large_weights_are_decoded_once_for_all_copies(tmp_path):
     np.testing.assert_array_equal(numpy_helper.to_array(again.graph.initializer[-1]), w)
 
 
-def test_of_large_models_two_sessions_are_held(monkeypatch):
-    monkeypatch.setattr(loading, "INLINE", 0)
+@pytest.mark.parametrize("large", ["weights", "feeds"])
+def test_of_large_models_and_on_large_feeds_two_sessions_are_held(monkeypatch, large):
+    from onnxslim_opt.runtime import feeds as sources
+
+    monkeypatch.setattr(*((loading, "INLINE", 0) if large == "weights" else (sources, "WIDE", 0)))
     from onnxslim_opt.runtime.numerics import Reference
     from onnxslim_opt.runtime.sources import resolve
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from onnxslim_opt.ir.errors import ModelError
 from onnxslim_opt.runtime import Reference, Session, numerics, resolve
-from onnxslim_opt.runtime.differences import common, compare_tensors
+from onnxslim_opt.runtime.differences import Channels, common, compare_tensors
 from onnxslim_opt.runtime.numerics import Diff
 
 from onnxslim_opt import ir
@@ -129,3 +129,35 @@ def test_compare_tensors_finds_the_first_divergence():
     assert [r.name for r in compare_tensors(a, b, resolve(data, a), ["y", "b"])] == ["b", "y"]
     small = compare_tensors(a, b, resolve(data, a), memory_mb=0)
     assert small == rows
+
+
+@pytest.mark.parametrize("axis", [1, -1])
+def test_channels_on_other_scales_are_told_from_damage(axis):
+    rng = np.random.default_rng(0)
+    factors = np.exp(rng.standard_normal(6)).astype(np.float32)
+    shape = (1, 6, 1, 1) if axis == 1 else (6,)
+    damage, plain = Channels(axis), Channels(axis)
+    signal = noise = 0.0
+    for _ in range(3):
+        a = rng.standard_normal((4, 6, 8, 6), np.float32)
+        error = rng.standard_normal(a.shape, np.float32) / 20
+        damage.add(a, (a + error) * factors.reshape(shape))
+        plain.add(a, a * factors.reshape(shape))
+        signal, noise = signal + (a.astype(np.float64) ** 2).sum(), noise + (error.astype(np.float64) ** 2).sum()
+    assert damage.sqnr() == pytest.approx(10 * np.log10(signal / noise), abs=0.1)
+    assert plain.sqnr() > 120
+    assert Channels(axis).sqnr() == -math.inf
+
+
+def test_compare_tensors_sees_through_equalised_channels():
+    """Factors that one layer brings in and the next takes out."""
+    weights = "<float[4] c = {1,1,1,1}, float[4,2] w = {1,2,3,4,5,6,7,8}>"
+    text = f"g (float[N,4] x) => (float[N,2] y) {weights} {{ a = Mul(x, c) b = Relu(a) y = MatMul(b, w) }}"
+    one = ir.text.parse(text)
+    two = ir.text.parse(
+        text.replace("{1,1,1,1}", "{1,2,4,8}").replace("{1,2,3,4,5,6,7,8}", "{1,2,1.5,2,1.25,1.5,0.875,1}")
+    )
+    data = [{"x": np.random.default_rng(k).standard_normal((9, 4), np.float32)} for k in range(3)]
+    rows = {r.name: r for r in compare_tensors(one, two, resolve(data, one))}
+    assert rows["b"].sqnr_db < 0 and rows["b"].rescaled_db > 120
+    assert rows["y"].sqnr_db > 120 and rows["y"].rescaled_db is None

@@ -12,10 +12,11 @@ import onnx_graphsurgeon as gs
 
 from ...ir import Model, order, shapes
 from ...runtime import Session, latency, probe
+from ...runtime.feeds import wide
 from .. import opset
 from ..base import Context, Skip
 from ..target import Target
-from . import eligible, equalise, insert, measured, placement, regions, rounding, sensitivity, statistics
+from . import eligible, equalise, insert, measured, placement, prepare, regions, rounding, sensitivity, statistics
 from .calibrate import METHODS
 from .insert import Recipe
 from .overrides import Overrides
@@ -93,6 +94,7 @@ def make(
     base, why = _base(model, ctx)
     if base is None:
         return stored_only(model, ctx, settings, why, skips)
+    prepare.prepare(base, excluded)
     factors = equalise.factors(base, ctx.fit, ctx, excluded) if settings.equalise and ctx.source != "random" else {}
     equalise.apply(base, factors)
     able, skips = eligible.find(base, ctx.target, excluded)
@@ -181,8 +183,12 @@ def quality(plan: Plan, nodes: frozenset[str], ctx: Context) -> float:
     """dB of output SQNR with these nodes in integers, on a few fit feeds."""
     assert plan.base is not None
     feeds = list(ctx.fit.spread(LOOKED_AT))
-    plain, other = (Session(m, threads=ctx.workers) for m in (plan.base, build(plan, nodes)))
-    noise = sensitivity.noise_of([plain.run(f) for f in feeds], [other.run(f) for f in feeds])
+    outputs = []
+    for made in (lambda: plan.base, lambda: build(plan, nodes)):  # one session at a time
+        session = Session(made(), threads=ctx.workers)
+        outputs.append([session.run(f) for f in feeds])
+        del session
+    noise = sensitivity.noise_of(*outputs)
     return -10 * math.log10(max(noise, 1e-30))
 
 
@@ -194,9 +200,7 @@ def _fastest(plan: Plan, model: Model, ctx: Context, compute: str, floor_db: flo
         return found[0] if found else Choice(frozenset(), None, "nothing is left to compute in integers")
     if not ctx.target.native:
         return found[1] if len(found) > 1 and ctx.target.runtime == "onnxruntime" else found[0]
-    models = [model, *(build(plan, c.nodes) for c in found)]
-    rows = latency.bench(models, ctx.fit, threads=ctx.threads, timings=ctx.timings, seconds=SECONDS * len(models))
-    timed = [Choice(c.nodes, r.speedup, c.label, c.banned) for c, r in zip(found, rows[1:])]
+    timed = _timed(plan, model, found, ctx)
     plan.table += [
         {"share": share, "what": c.label, "nodes": len(c.nodes), "speedup": round(c.speedup or 0.0, 4)} for c in timed
     ]
@@ -204,6 +208,16 @@ def _fastest(plan: Plan, model: Model, ctx: Context, compute: str, floor_db: flo
     if (best.speedup or 0.0) < PAYS:
         return Choice(frozenset(), best.speedup, "integers are not faster than float here", best.banned)
     return best
+
+
+def _timed(plan: Plan, model: Model, found: list[Choice], ctx: Context) -> list[Choice]:
+    """The candidates with how much faster than float they are, all in turns; on large feeds one after the other."""
+    rows, step = [], 1 if wide(ctx.fit) else len(found)
+    for k in range(0, len(found), step):
+        models = [model, *(build(plan, c.nodes) for c in found[k : k + step])]
+        seconds = SECONDS * len(models)
+        rows += latency.bench(models, ctx.fit, threads=ctx.threads, timings=ctx.timings, seconds=seconds)[1:]
+    return [Choice(c.nodes, r.speedup, c.label, c.banned) for c, r in zip(found, rows)]
 
 
 def _measured(plan: Plan, ctx: Context) -> measured.Costs:

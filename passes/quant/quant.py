@@ -14,7 +14,7 @@ from ...ir import Model
 from ...ir.errors import OptionError
 from ..base import Context, LossyPass, PassResult, Skip
 from ..target import Target
-from . import calibrate, equalise, insert, planning, storage
+from . import calibrate, equalise, insert, planning, prepare, storage
 from .overrides import Overrides
 from .planning import Choice, Plan
 from .statistics import Settings
@@ -113,6 +113,8 @@ class Quant(LossyPass):
         """Only the storage of weights."""
         did: dict[str, int] = {}
         skips: tuple[Skip, ...] = ()
+        if plan.base is not None:
+            prepare.prepare(model, lambda n: self._excluded(n, ctx))
         if self.store:
             equalise.apply(model, plan.factors)  # the integers in the plan are those of scaled weights
             did, skips = storage.store(

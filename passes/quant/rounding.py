@@ -21,6 +21,7 @@ from .weights import Packed, descend, nearest, rows, search_scale, second_order,
 
 WIDEST = 2304  # columns; the inverse of a larger moment takes longer than it is worth
 FEEDS = 32
+SUMS = 1e-6  # relative error of sums of float32 products
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,10 @@ def _round(node: gs.Node, moment: Moment) -> Rounded:
 
 
 def _moment(moment: Moment, mean: np.ndarray) -> np.ndarray:
-    """E[xxᵀ] less the square of the mean, [groups, columns, columns]."""
+    """E[xxᵀ] less the square of the mean, [groups, columns, columns]. An input that hardly varies leaves only the
+    rounding of the sums, which is no covariance: as much is added to the diagonal."""
     second = moment.second
     second = second[None] if second.ndim == 2 else second
-    return second - mean[:, :, None] * mean[:, None, :]
+    central = second - mean[:, :, None] * mean[:, None, :]
+    floor = SUMS * np.einsum("gkk->gk", second).mean(axis=1)
+    return central + floor[:, None, None] * np.eye(central.shape[1])

@@ -24,6 +24,7 @@ SMALLEST = 512  # elements; below, scale and nodes eat what is saved
 WIDE = 32767  # greatest integer in 16 bits
 QUIET_DB = 40.0  # below the signal: noise of stored weights that no 8-bit activation would notice
 EXTRA = 0.10  # share of the 8-bit bytes that may be spent on 16-bit weights
+LEAST = 0.002  # share of the noise: what makes less is not worth 16 bits
 RECURRENT = 99  # the channel axes of a recurrent weight: directions and gates
 
 
@@ -118,21 +119,26 @@ def _quiet(found: Mapping[str, Stored], levels: Mapping[str, float], share: floa
 
 
 def wide(sizes: Mapping[str, int], levels: Mapping[str, float], floor_db: float = 0.0) -> set[str]:
-    """Weights worth 16 bits (a few small layers near the input often make most of the noise).
+    """Weights worth 16 bits (a few small layers often make most of the noise).
 
-    The loudest, until the rest is `QUIET_DB` below the signal or `EXTRA` of the bytes of all is spent; as long as the
-    rest is above `floor_db`, whatever they weigh.
+    The loudest, whatever they weigh, until the rest is `floor_db` below the signal; then those with the most noise a
+    byte, until the rest is `QUIET_DB` below it or `EXTRA` of the bytes of all is spent.
     """
     left, total = EXTRA * sum(sizes.values()), sum(levels.get(n, 0.0) for n in sizes)
     chosen: set[str] = set()
     for name in sorted(sizes, key=lambda n: (-levels.get(n, 0.0), n)):
-        level = levels.get(name, 0.0)
-        if total <= 10 ** (-QUIET_DB / 10) or level < 0.01 * total:
+        if total <= 10 ** (-floor_db / 10) or levels.get(name, 0.0) < 0.01 * total:
             break
-        if sizes[name] <= left or total > 10 ** (-floor_db / 10):
-            chosen.add(name)
-            left -= sizes[name]
-            total -= level
+        chosen.add(name)
+        left -= sizes[name]
+        total -= levels[name]
+    for name in sorted(sizes, key=lambda n: (-levels.get(n, 0.0) / sizes[n], n)):
+        level = levels.get(name, 0.0)
+        if name in chosen or sizes[name] > left or level < LEAST * total or total <= 10 ** (-QUIET_DB / 10):
+            continue
+        chosen.add(name)
+        left -= sizes[name]
+        total -= level
     return chosen
 
 

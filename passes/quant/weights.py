@@ -161,7 +161,19 @@ def descend(
 
 
 def inverse_factor(moment: np.ndarray, damp: float) -> np.ndarray:
-    """Upper triangular U with UᵀU = H⁻¹, [groups, columns, columns], of the damped H."""
+    """Upper triangular U with UᵀU = H⁻¹, [groups, columns, columns], of the damped H.
+
+    damp: part of the mean of the diagonal that is added to it; tenfold for as long as rounding leaves H indefinite.
+    """
+    for _ in range(_TRIES - 1):
+        try:
+            return _factor(moment, damp)
+        except np.linalg.LinAlgError:
+            damp *= 10
+    return _factor(moment, damp)
+
+
+def _factor(moment: np.ndarray, damp: float) -> np.ndarray:
     h = moment.astype(np.float64)
     diagonal = np.einsum("gkk->gk", h)  # a view into h
     mean = diagonal.mean(axis=1, keepdims=True)
@@ -169,4 +181,5 @@ def inverse_factor(moment: np.ndarray, damp: float) -> np.ndarray:
     return np.swapaxes(np.linalg.cholesky(np.linalg.inv(h)), 1, 2)
 
 
+_TRIES = 6  # from 1 % of the diagonal to a thousand times it
 _BLOCK = 64  # columns between updates of the rest: keeps the inner loop in cache

@@ -1,0 +1,94 @@
+"""What is spelled otherwise before placement, so that integers need not be left for it. Exact to rounding.
+
+Pads and means over space have no integer kernel in ONNX Runtime, and a strided Slice has one but no blocked layout:
+shortcuts that thin out a tensor and pad its channels are a 1×1 convolution with ones and zeros (exact in 8 bits), which
+also lets the sum behind it fuse in float; a mean over all of space is a global pool.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from ...ir import Model, order, shapes
+from ..fuse.padding import pads_of
+from ..operands import given_axes, slice_bounds
+from ..rewrite import Outcome, Rewriter, Rule
+
+WIDEST = 4096  # weights of such a convolution: beyond, its products cost more than the conversions
+
+
+def prepare(model: Model, excluded: Callable[[gs.Node], bool]) -> int:
+    """Edit `model` in place, but for excluded nodes; returns how many nodes became something else."""
+    counts, _ = Rewriter(model).run(_but(rule, excluded) for rule in RULES)
+    if counts:
+        order.sort(model)
+        shapes.refresh(model)
+    return sum(counts.values())
+
+
+def _but(rule: Rule, excluded: Callable[[gs.Node], bool]) -> Rule:
+    return replace(rule, apply=lambda rw, node: None if excluded(node) else rule.apply(rw, node))
+
+
+def _shortcut(rw: Rewriter, node: gs.Node) -> Outcome:
+    """Zeros padded around the channels of every second row and column: a convolution that copies."""
+    thin = rw.inner(node.inputs[0], "Slice")
+    if thin is None or not rw.together(node, thin) or not _is_float(thin.inputs[0]):
+        return None
+    x = thin.inputs[0]
+    pads, steps, shape = pads_of(rw, node, 4), _steps(rw, thin), rw.shape(x)
+    if pads is None or steps is None or shape is None or len(shape) != 4 or not isinstance(shape[1], int):
+        return None
+    begin, end, value = pads
+    outside = begin[:1] + begin[2:] + end[:1] + end[2:]
+    if value != 0 or any(outside) or min(begin[1], end[1]) < 0 or rw.maker(x, "Conv", "Relu", "Add", "Clip") is None:
+        return None
+    width = begin[1] + shape[1] + end[1]
+    if width * shape[1] > WIDEST:
+        return f"a copying convolution of {shape[1]} to {width} channels would cost more"
+    weight = np.zeros((width, shape[1], 1, 1), np.float32)
+    weight[begin[1] + np.arange(shape[1]), np.arange(shape[1])] = 1
+    attrs = {"kernel_shape": [1, 1], "strides": list(steps)}
+    return rw.become(node, "Conv", [x, rw.constant(f"{node.name}_copy", weight)], attrs)
+
+
+def _steps(rw: Rewriter, node: gs.Node) -> tuple[int, int] | None:
+    """Strides along rows and columns of a Slice that begins at 0, runs to the end and cuts nothing else."""
+    bounds = slice_bounds(rw, node)
+    size = rw.static_tail(node.inputs[0], -2)
+    if bounds is None:
+        return None
+    found = {2: 1, 3: 1}
+    for start, end, axis, step in zip(*bounds):
+        at = axis + 4 if axis < 0 else axis
+        whole = end >= (2**31 - 1 if size is None else size[at - 2]) if at in found else False
+        if not whole or start != 0 or step < 1:
+            return None
+        found[at] = step
+    return found[2], found[3]
+
+
+def _mean(rw: Rewriter, node: gs.Node) -> Outcome:
+    """A mean over rows and columns that drops them: a global pool, flattened."""
+    axes = given_axes(rw, node)
+    if rw.rank(node.inputs[0]) != 4 or not axes or node.attrs.get("keepdims", 1) or not _is_float(node.inputs[0]):
+        return None
+    if sorted(a % 4 for a in axes) != [2, 3] or rw.is_output(node.outputs[0]):
+        return None
+    pooled = rw.insert(node, "GlobalAveragePool", [node.inputs[0]], out=rw.variable(node.inputs[0], node.name))
+    return rw.become(node, "Flatten", [pooled], {"axis": 1})
+
+
+def _is_float(tensor: Any) -> bool:
+    return tensor.dtype is not None and np.dtype(tensor.dtype) == np.float32
+
+
+RULES = (
+    Rule("shortcuts as convolutions", ("Pad",), _shortcut),
+    Rule("means as global pools", ("ReduceMean",), _mean),
+)

@@ -1,0 +1,108 @@
+"""What is spelled otherwise before placement computes the same in float, and leaves no float between integers."""
+
+import numpy as np
+import pytest
+from onnxslim_opt.passes.quant import Quant
+from onnxslim_opt.passes.quant.prepare import prepare
+from quant_nets import Net, context, images, kernels, session, sqnr
+
+from onnxslim_opt import ir
+
+
+def residual(pads=(0, 4, 0, 0, 0, 4, 0, 0), start=0, channels=8, value=0.0, keepdims=0):
+    """A residual block whose shortcut thins out rows and columns and pads channels; input x [1, 3, 12, 12]."""
+    net = Net()
+    a = net.add("Relu", net.conv("x", 3, channels, out="conv_a"), out="a")
+    ints = [net.const(np.array(v, np.int64)) for v in ([start] * 2, [2**62] * 2, [2, 3], [2, 2])]
+    thin = net.add("Slice", a, *ints, out="thin")
+    short = net.add("Pad", thin, net.const(np.array(pads, np.int64)), net.const(np.float32(value)), out="short")
+    width = channels + pads[1] + pads[5]
+    w = (net.rng.standard_normal((width, channels, 3, 3)) / np.sqrt(9 * channels)).astype(np.float32)
+    main = net.add("Conv", a, net.const(w), out="main", kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4)
+    s = net.add("Relu", net.add("Add", main, short, out="sum"), out="s")
+    mean = net.add("ReduceMean", s, out="mean", axes=[2, 3], keepdims=keepdims)
+    net.gemm(mean if not keepdims else net.add("Flatten", mean, out="flat"), width, 10, out="y")
+    return net.model({"x": [1, 3, 12, 12]}, ["y"])
+
+
+def ops(model):
+    return [n.op for n in model.graph.nodes]
+
+
+def same(a, b):
+    one, two = session(a), session(b)
+    for feed in images(4):
+        np.testing.assert_allclose(one.run(None, feed)[0], two.run(None, feed)[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("pads", [(0, 4, 0, 0, 0, 4, 0, 0), (0, 0, 0, 0, 0, 8, 0, 0), (0, 3, 0, 0, 0, 0, 0, 0)])
+def test_a_shortcut_becomes_a_convolution_that_copies(pads):
+    model = residual(pads)
+    new = model.copy()
+    assert prepare(new, lambda n: False) == 2
+    assert "Pad" not in ops(new) and "Slice" not in ops(new) and ops(new).count("Conv") == 3
+    ir.verify.check(new)
+    same(model, new)
+
+
+@pytest.mark.parametrize(
+    "changed", [{"start": 1}, {"value": 1.0}, {"pads": (0, 64, 0, 0, 0, 64, 0, 0), "channels": 64}]
+)
+def test_other_shortcuts_stay(changed):
+    model = residual(**changed)
+    new = model.copy()
+    prepare(new, lambda n: False)
+    assert "Pad" in ops(new) and "Slice" in ops(new)
+    same(model, new)
+
+
+def test_a_pad_of_rows_stays():
+    net = Net()
+    a = net.add("Relu", net.conv("x", 3, 8, out="conv_a"), out="a")
+    ints = [net.const(np.array(v, np.int64)) for v in ([0] * 2, [2**62] * 2, [2, 3], [2, 2])]
+    net.add("Pad", net.add("Slice", a, *ints), net.const(np.array((0, 4, 1, 0, 0, 4, 0, 0), np.int64)), out="y")
+    model = net.model({"x": [1, 3, 12, 12]}, ["y"])
+    assert prepare(model, lambda n: False) == 0
+
+
+def test_excluded_nodes_are_spelled_as_they_were():
+    new = residual()
+    assert prepare(new, lambda n: n.op in ("Pad", "ReduceMean")) == 0
+
+
+def test_a_mean_over_space_becomes_a_pool():
+    model = residual()
+    new = model.copy()
+    prepare(new, lambda n: False)
+    assert "ReduceMean" not in ops(new) and {"GlobalAveragePool", "Flatten"} <= set(ops(new))
+    kept = residual(keepdims=1)
+    prepare(kept, lambda n: False)
+    assert "ReduceMean" in ops(kept)
+
+
+def test_nothing_between_input_and_output_computes_in_float(tmp_path):
+    model = residual()
+    p = Quant(compute="all")
+    ctx = context(model, images(32))
+    new = model.copy()
+    result = p.apply(new, p.plan(model, ctx), 1.0, ctx)
+    assert result.did["layers in 8 bits"] == 4
+    found = kernels(new, tmp_path)
+    assert found["QLinearConv"] == 3 and found["QLinearAdd"] == 1 and found["QLinearGlobalAveragePool"] == 1
+    assert not {"Conv", "Add", "Relu", "Pad", "Slice", "ReduceMean"} & set(found)
+    assert sqnr(model, new, images(8, seed=9)) > 30
+
+
+def test_weights_that_are_only_stored_belong_to_the_same_shortcut():
+    """Equalisation scales channels of the model as it was prepared; stored weights must follow."""
+    model = residual()
+    p = Quant(compute="none")
+    auto = Quant()
+    ctx = context(model, images(32))
+    plan = auto.plan(model, ctx)
+    new = model.copy()
+    auto._stored(new, plan, 1.0, ctx, "no gain")
+    assert sqnr(model, new, images(8, seed=9)) > 35
+    plain = model.copy()
+    p.apply(plain, p.plan(model, ctx), 1.0, ctx)
+    assert sqnr(model, plain, images(8, seed=9)) > 35
