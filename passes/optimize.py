@@ -135,7 +135,7 @@ def prepare(model: Model | str | os.PathLike[str], settings: Settings) -> Job:
     for _ in feeds:  # every feed is validated now rather than in the middle of the run
         pass
     fit, check = _split(feeds, passes)
-    notes += [*feeds.notes, *_data_notes(feeds, passes, settings)]
+    notes += [*feeds.notes, *_data_notes(feeds, passes, settings), *_exclude_notes(loaded, passes, settings)]
     ctx = Context(
         target, fit, check, feeds.source, loaded, timings, settings.seed, settings.memory_mb, settings.threads,
         settings.jobs, pattern(settings.exclude) if settings.exclude else None,
@@ -281,6 +281,18 @@ def _data_notes(feeds: Feeds, passes: Sequence[tuple[Pass, bool]], settings: Set
     return [
         f"NO REAL DATA: {', '.join(lossy)} saw only {len(feeds)} random feeds, so accuracy on real inputs is unknown. "
         "Give --data with a few dozen typical inputs."
+    ]
+
+
+def _exclude_notes(model: Model, passes: Sequence[tuple[Pass, bool]], settings: Settings) -> list[str]:
+    """A pattern that matches nothing is a slip of the user's that would otherwise show in the result alone."""
+    names = [node.name for node in model.nodes()]
+    asked = {settings.exclude, *(getattr(p, "exclude", None) for p, _ in passes)} - {None, ""}
+    lost = sorted(text for text in asked if not any(pattern(text).search(name) for name in names))  # type: ignore[arg-type]
+    like = ", ".join(repr(name) for name in names[:3])
+    return [
+        f"exclude {text!r} matches no node of the model as it came in; its nodes have names like {like}"
+        for text in lost
     ]
 
 

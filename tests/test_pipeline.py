@@ -346,6 +346,17 @@ def test_a_lossy_run_without_data_says_so_once(steady):
     assert not [n for n in optimize(toys.model(), [Rename()]).report.notes if "REAL" in n]
 
 
+def test_a_pattern_that_excludes_nothing_is_told(steady):
+    def lost(passes, **options):
+        return [n for n in optimize(toys.model(), passes, **options).report.notes if "matches no node" in n]
+
+    named = next(iter(toys.model().nodes())).name
+    assert not lost([Noise()], exclude=f"^{named}$")
+    (note,) = lost([Noise()], exclude="fire2")
+    assert "'fire2'" in note and repr(named) in note
+    assert len(lost("fp16:exclude=nowhere")) == 1
+
+
 def test_the_result_is_never_slower_than_the_original(steady):
     @dataclass(frozen=True)
     class Slower(Pass):
