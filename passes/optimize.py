@@ -287,8 +287,9 @@ def _data_notes(feeds: Feeds, passes: Sequence[tuple[Pass, bool]], settings: Set
 def _exclude_notes(model: Model, passes: Sequence[tuple[Pass, bool]], settings: Settings) -> list[str]:
     """A pattern that matches nothing is a slip of the user's that would otherwise show in the result alone."""
     names = [node.name for node in model.nodes()]
-    asked = {settings.exclude, *(getattr(p, "exclude", None) for p, _ in passes)} - {None, ""}
-    lost = sorted(text for text in asked if not any(pattern(text).search(name) for name in names))  # type: ignore[arg-type]
+    asked = [settings.exclude, *(getattr(p, "exclude", None) for p, _ in passes)]
+    texts = sorted({text for text in asked if text})
+    lost = [text for text in texts if not any(pattern(text).search(name) for name in names)]
     like = ", ".join(repr(name) for name in names[:3])
     return [
         f"exclude {text!r} matches no node of the model as it came in; its nodes have names like {like}"

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from .alone import reconsider
 from .base import Context, LossyPass, Pass
 from .budget import LOSSLESS_DB, Allowance, Spent, allowance
 from .judge import Judge
 from .pace import Pace
 from .pipeline import Event, Observer, following
+from .second import reconsider
 from .solver import Solver
 from .transaction import Step, Stopwatch, Trial, attempt, failure, is_users, peak_mb
 
@@ -32,6 +32,7 @@ class Run:
     """The state of a run: the model so far, what was done, and the models before each kept step.
 
     strict: raise PassError when a pass fails, instead of going on with the model before it.
+    granted: what single steps may do, by their number, instead of their share of the limits.
     """
 
     model: Model
@@ -43,6 +44,7 @@ class Run:
     steps: list[Step] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     numerics: Numerics | None = None
+    granted: dict[int, Allowance] = field(default_factory=dict)
     _history: list[tuple[Step, Model, Numerics | None]] = field(default_factory=list)
     _heard: list[str] = field(default_factory=list)
 
@@ -65,14 +67,30 @@ class Run:
             self.ctx = replace(self.ctx, original=self.model)
 
     def before(self, k: int) -> Run:
-        """The run as it was before its kept step k, to go on in another way; nobody hears of it."""
-        at = next(i for i, (step, _, _) in enumerate(self._history) if step is self.steps[k])
-        _, model, numerics = self._history[at]
+        """The run as it was before its step k, to go on in another way; nobody hears of it."""
+        at, model, numerics = self._at(k)
         known = [n for n in self.notes if not any(n in s.notes for s in self.steps[k:])]
         other = Run(model, self.ctx, self.judge, self.pace, (), self.strict, self.steps[:k], known, numerics)
         other._history = self._history[:at]
         other.ctx = replace(self.ctx, on_note=other.note)
         return other
+
+    def spent(self) -> Spent:
+        """Where the model is, beside the original."""
+        return self.judge.spent(self.model, self.numerics)
+
+    def spent_after(self, k: int) -> Spent:
+        """Where the model was after step k."""
+        _, model, numerics = self._at(k + 1)
+        return self.judge.spent(model, numerics)
+
+    def _at(self, k: int) -> tuple[int, Model, Numerics | None]:
+        """How many kept steps lie before step k, and the model that it was given."""
+        later = {id(step) for step in self.steps[k:]}
+        for at, (step, model, numerics) in enumerate(self._history):
+            if id(step) in later:
+                return at, model, numerics
+        return len(self._history), self.model, self.numerics
 
     def become(self, other: Run, k: int) -> None:
         """Take over what `before(k)` has led to, and tell of it."""
@@ -97,7 +115,7 @@ class Run:
         """
         while True:
             latency, trouble = self.pace.judge(original, self.model) if self._history else (None, "")
-            broken = self._over_limits()
+            broken = self.over_limits()
             if not (trouble or broken) or not self._history:
                 return latency or self.pace.compare(original, self.model), broken
             step, self.model, self.numerics = self._history.pop()
@@ -109,7 +127,8 @@ class Run:
         """Cost with the sizes that the check feeds give to dynamic dimensions."""
         return self.pace.cost(model)
 
-    def _over_limits(self) -> tuple[str, ...]:
+    def over_limits(self) -> tuple[str, ...]:
+        """Which of the user's limits the model misses, and by how much."""
         limits = self.judge.limits
         if not limits.given or self.numerics is None:
             return ()
@@ -157,9 +176,10 @@ class Run:
         return trial
 
     def _lossy(self, p: LossyPass, later: Sequence[Pass], ctx: Context, step: Step) -> Trial | None:
-        spent = self.judge.spent(self.model, self.numerics)
         real = ctx.source != "random" or self.judge.metric is not None
-        allowed = allowance(p, later, spent, self.judge.limits, real)
+        granted = self.granted.get(len(self.steps))
+        allowed = granted or allowance(p, later, self.spent(), self.judge.limits, real)
+        step.allowed = allowed
         outcome = Solver(p, self.model, ctx, self.judge, self.pace, allowed).solve()
         step.reason, step.tried = outcome.reason, tuple(outcome.tried)
         if outcome.result is not None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ..ir import Model
     from ..runtime.latency import Latency
     from ..runtime.numerics import Numerics
+    from .budget import Allowance
     from .judge import Judge
 
 Work = Callable[["Model"], PassResult]
@@ -53,6 +54,7 @@ class Step:
     error: what it raised, as one line; "" when nothing (`cause` is the exception itself).
     automatic: the pipeline added it; the user did not list it.
     tried: the strengths that the solver tried, with what they gave.
+    allowed: what it might take the run to; None for an exact pass.
     """
 
     p: Pass
@@ -69,6 +71,7 @@ class Step:
     notes: tuple[str, ...] = ()
     latency: Latency | None = None
     tried: tuple[dict[str, Any], ...] = ()
+    allowed: Allowance | None = None
     automatic: bool = False
     cause: Exception | None = None
 

@@ -174,6 +174,27 @@ def test_what_the_first_passes_gave_stays_where_the_last_alone_gives_less():
     assert [e.p.name for e in heard if e.kind == "done"] == ["gain", "noise"], "the second look is not heard of"
 
 
+def test_what_later_passes_leave_goes_back_to_the_first_that_was_starved():
+    alone = optimize(idle(8), [Gain(0.1)], data=toys.feeds(32)).report
+    limit = sqnr(alone) - 0.1  # full strength needs all but a little
+    heard = []
+    options = {"data": toys.feeds(32), "min_sqnr": limit, "observers": [heard.append]}
+    result = optimize(idle(8), [Gain(0.1), Noise(1e-4)], **options)
+    first, second = result.report.steps
+    assert first["kept"] and first["strength"] == 1.0 and second["kept"]
+    assert not any(n.op == "Identity" for n in result.model.graph.nodes)
+    told = [(e.p.name, e.step.strength) for e in heard if e.kind == "done"]
+    assert told[0][1] < 1.0 and told[2:] == [("gain", 1.0), ("noise", 1.0)], "first with its share, then with the rest"
+    assert result.report.verdict == "ok" and sqnr(result.report) >= limit
+
+
+def test_the_second_helping_is_not_kept_where_it_gives_nothing():
+    limit = sqnr(run(Noise(0.1))) - 0.1
+    report = run(Noise(0.1), Noise(1e-4), min_sqnr=limit)
+    assert report.steps[0]["strength"] < 1.0, "stronger noise is neither faster nor smaller"
+    assert report.verdict == "ok"
+
+
 def test_nothing_fits_rolls_back_with_the_reason():
     report = run(Noise(30.0), min_sqnr=55.0)
     (step,) = report.steps
