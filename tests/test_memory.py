@@ -3,11 +3,13 @@
 import os
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnxslim_opt.passes.optimize import optimize
 
 WIDTH, BLOCKS, TOKENS = 1024, 6, 16
 BARE_MB = 107  # a process that has imported everything and run a small model
@@ -44,6 +46,56 @@ def stack(path):
     return os.path.getsize(path) >> 20
 
 
+def peak_of(tmp_path, passes, data):
+    """The highest resident memory, in MiB, of a run on m.onnx (with feeds.npz) in a process of its own."""
+    args = ["opt", str(tmp_path / "m.onnx"), "-o", str(tmp_path / "out.onnx"), "-p", passes, "--memory", str(MEMORY_MB)]
+    args += ["--data", str(tmp_path / "feeds.npz")] if data else []
+    env = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", PEAK, *args], capture_output=True, text=True, env=env, check=True)
+    return float(done.stdout.rsplit("PEAK", 1)[1])
+
+
+def flattened(path, side):
+    """A convolution, a Flatten of 64 · side² and the wide matrix behind it, which is nearly the whole model."""
+    rng, wide = np.random.default_rng(0), 64 * side * side
+    shapes = {"k": (64, 3, 3, 3), "w": (wide, 1024), "v": (1024, 10)}
+    nodes = [
+        helper.make_node("Conv", ["x", "k"], ["c"], kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c"], ["r"]),
+        helper.make_node("Flatten", ["r"], ["f"]),
+        helper.make_node("Gemm", ["f", "w"], ["g"]),
+        helper.make_node("Relu", ["g"], ["h"]),
+        helper.make_node("Gemm", ["h", "v"], ["y"]),
+    ]
+    values = {n: rng.standard_normal(s, dtype=np.float32) / np.float32(np.sqrt(s[0])) for n, s in shapes.items()}
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, side, side])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 10])
+    graph = helper.make_graph(nodes, "wide", [x], [y], [numpy_helper.from_array(v, n) for n, v in values.items()])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return rng.standard_normal((32, 3, side, side)).astype(np.float32)
+
+
+@pytest.mark.parametrize("passes", ["prune:ratio=0.25:criterion=l1", "prune:lossless=true"])
+def test_no_array_as_large_as_the_square_of_a_layers_width_is_made(passes, tmp_path):
+    data = flattened(tmp_path / "m.onnx", 8)  # 4,096 columns: their second moments are 134 MB a copy
+    np.savez(tmp_path / "x.npz", x=data)
+    tracemalloc.start()
+    try:
+        optimize(tmp_path / "m.onnx", passes, data=str(tmp_path / "x.npz"), memory_mb=64)
+        assert tracemalloc.get_traced_memory()[1] < 140 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="peaks are read as Linux counts them")
+@pytest.mark.parametrize("data", [False, True], ids=["random", "data"])
+@pytest.mark.parametrize("passes", ["quant", "prune:ratio=0.25", "lowrank", "prune:ratio=0.25,lowrank,quant"])
+def test_a_wide_layer_stays_within_the_documented_memory(passes, data, tmp_path):
+    np.savez(tmp_path / "feeds.npz", x=flattened(tmp_path / "m.onnx", 16))
+    assert peak_of(tmp_path, passes, data) <= BARE_MB + 3 * (os.path.getsize(tmp_path / "m.onnx") >> 20) + MEMORY_MB
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="peaks are read as Linux counts them")
 @pytest.mark.parametrize("data", [False, True], ids=["random", "data"])
@@ -52,10 +104,6 @@ def test_a_run_stays_within_the_documented_memory(passes, data, tmp_path):
     size = stack(tmp_path / "m.onnx")
     feeds = np.random.default_rng(1).standard_normal((16, TOKENS, WIDTH)).astype(np.float32)
     np.savez(tmp_path / "feeds.npz", x=feeds)
-    args = ["opt", str(tmp_path / "m.onnx"), "-o", str(tmp_path / "out.onnx"), "-p", passes, "--memory", str(MEMORY_MB)]
-    args += ["--data", str(tmp_path / "feeds.npz")] if data else []
-    env = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", PEAK, *args], capture_output=True, text=True, env=env, check=True)
-    peak = float(done.stdout.rsplit("PEAK", 1)[1])
+    peak = peak_of(tmp_path, passes, data)
     activations = TOKENS * WIDTH * 4 * (1 + 5 * BLOCKS * 4) >> 20
     assert peak <= BARE_MB + 3 * size + activations + MEMORY_MB, peak

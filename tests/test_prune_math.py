@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from onnxslim_opt.ir.labels import Atoms, join
+from onnxslim_opt.passes.prune import thin
 from onnxslim_opt.passes.prune.layers import layers
 from onnxslim_opt.passes.prune.march import March, Shelf
-from onnxslim_opt.passes.prune.refit import error, solve
+from onnxslim_opt.passes.prune.refit import RIDGES, Normal, error, fitted
 from onnxslim_opt.passes.prune.score import curvature
 from onnxslim_opt.passes.prune.stats import Sums
 from onnxslim_opt.runtime.session import Session
@@ -58,10 +59,71 @@ def test_the_fit_is_ordinary_least_squares_without_a_ridge() -> None:
     y = x @ w.T + 0.1 * RNG.standard_normal((ROWS, OUT))
     sums = Sums()
     sums.add(x[None].astype(np.float32), y[None].astype(np.float32))
-    weights, bias = solve(np.zeros((1, OUT, WIDTH)), sums, 1e-9, True)
+    zero = np.zeros((1, OUT, WIDTH))
+    problem = Normal(zero, sums, True)
+    weights, bias = problem.solve(1e-9)
+    problem.undo()
     assert error(weights, bias, sums) / ROWS == pytest.approx(least_squares(x, y), rel=1e-3)
     prior = w[None] + 1.0
-    assert np.allclose(solve(prior, sums, 1e9, True)[0], prior, atol=1e-5)
+    assert np.allclose(Normal(prior, sums, True).solve(1e9)[0], prior, atol=1e-5)
+
+
+def plain_ridge(prior, x, y, weights, ridge, intercept):
+    """Weights and bias by the augmented least-squares problem, one group, float64."""
+    share = weights / weights.sum()
+    mean_x, mean_y = (share @ x, share @ y) if intercept else (np.zeros(x.shape[1]), np.zeros(y.shape[1]))
+    rows, goal = np.sqrt(share)[:, None] * (x - mean_x), np.sqrt(share)[:, None] * (y - mean_y)
+    damping = np.sqrt(ridge * np.square(rows).sum() / x.shape[1])
+    stacked = np.concatenate([rows, damping * np.eye(x.shape[1])])
+    found = np.linalg.lstsq(stacked, np.concatenate([goal, damping * prior.T]), rcond=None)[0].T
+    return found, mean_y - found @ mean_x
+
+
+def regression(groups, width, weighted, parts=5, rows=12):
+    rng = np.random.default_rng(groups + width)
+    prior = rng.standard_normal((groups, 3, width)).astype(np.float32)
+    x = (rng.standard_normal((parts, groups, rows, width)) + 0.5).astype(np.float32)
+    y = (x @ np.swapaxes(prior, 1, 2) + rng.standard_normal((parts, groups, rows, 3))).astype(np.float32)
+    weights = rng.uniform(0.1, 2, (parts, rows)).astype(np.float32) if weighted else None
+    return prior, x, y, weights
+
+
+@pytest.mark.parametrize("kind", [Sums, lambda: thin.Rows(1000)], ids=["moments", "rows"])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("intercept", [False, True])
+@pytest.mark.parametrize("width", [9, 100])  # fewer and more columns than rows
+@pytest.mark.parametrize("groups", [1, 3])
+def test_a_layer_is_fitted_as_least_squares_say(kind, weighted, intercept, width, groups) -> None:
+    prior, x, y, weights = regression(groups, width, weighted)
+    fit, check = kind(), kind()
+    for k in range(5):
+        (check if k == 4 else fit).add(x[k], y[k], None if weights is None else weights[k])
+    found, bias = fitted(prior, fit, check, intercept)
+    w = np.ones(x.shape[::2][:2]) if weights is None else weights.astype(np.float64)
+
+    def reference(parts, ridge):
+        joined = [(x[parts, g].reshape(-1, width), y[parts, g].reshape(-1, 3)) for g in range(groups)]
+        pairs = zip(prior, joined)
+        return [
+            plain_ridge(p, *(a.astype(np.float64) for a in j), w[parts].reshape(-1), ridge, intercept) for p, j in pairs
+        ]
+
+    def held_out(ridge):
+        made = reference(slice(0, 4), ridge)
+        rest = (y[4, g] - x[4, g] @ m.T - b for g, (m, b) in enumerate(made))
+        return sum((np.square(r) * w[4][:, None]).sum() for r in rest)
+
+    expected = reference(slice(0, 5), min(RIDGES, key=held_out))
+    assert np.allclose(found, np.stack([m for m, _ in expected]), atol=3e-4)
+    assert (bias is None) != intercept
+    if bias is not None:
+        assert np.allclose(bias, np.concatenate([b for _, b in expected]), atol=1e-3)
+
+
+def test_rows_are_thinned_evenly_to_what_may_be_kept() -> None:
+    kept = thin.Rows(3)
+    kept.add(np.arange(10, dtype=np.float32).reshape(1, 10, 1), np.zeros((1, 10, 2), np.float32))
+    assert kept.group(0)[0].ravel().tolist() == [0, 4, 9] and kept.rows == 3
 
 
 def test_the_march_sees_what_a_whole_run_sees() -> None:

@@ -7,6 +7,7 @@ without a rule puts out nothing is known.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ import onnx_graphsurgeon as gs
 from ...ir import Model, edit
 
 Array = np.ndarray
+BLOCK = 1 << 20  # weights that are looked at together
 
 
 @dataclass(frozen=True)
@@ -68,16 +70,24 @@ def _times(weight: Array, bound: Array) -> Array:
         return np.where(weight == 0, 0.0, weight * bound)
 
 
-def _linear(
-    a: Analysis, node: gs.Node, x: Known, weight: Array, bias: Array | None, groups: int
-) -> tuple[Array, Array]:
-    """Bounds of W·x + b for weights `[M, K/G, taps]`."""
-    up, down = np.maximum(weight, 0).sum(2), np.minimum(weight, 0).sum(2)
-    lo, hi = (np.repeat(v.reshape(groups, -1), len(weight) // groups, 0) for v in (x.lo, x.hi))
+def _linear(x: Known, weight: Array, bias: Array | None, groups: int) -> tuple[Array, Array]:
+    """Bounds of W·x + b for weights `[M, K/G, taps]`; a few outputs at a time, since a layer can be most of a model."""
+    count, step = len(weight), max(1, BLOCK // max(1, weight[0].size))
+    bounds = x.lo.reshape(groups, -1), x.hi.reshape(groups, -1)
+    low, high = np.empty(count), np.empty(count)
+    for k in range(0, count, step):
+        part = weight[k : k + step].astype(np.float64)
+        up, down = np.maximum(part, 0).sum(2), np.minimum(part, 0).sum(2)
+        lo, hi = (v[np.arange(k, k + len(part)) * groups // count] for v in bounds)
+        low[k : k + step] = (_times(up, lo) + _times(down, hi)).sum(1)
+        high[k : k + step] = (_times(up, hi) + _times(down, lo)).sum(1)
     extra = 0.0 if bias is None else bias.astype(np.float64)
-    low = (_times(up, lo) + _times(down, hi)).sum(1) + extra
-    high = (_times(up, hi) + _times(down, lo)).sum(1) + extra
-    return low, high
+    return low + extra, high + extra
+
+
+def _digest(array: Array) -> bytes:
+    """What stands for the content of an array; the bytes themselves would hold every weight once more."""
+    return hashlib.blake2b(np.ascontiguousarray(array), digest_size=20).digest()
 
 
 def _attributes(node: gs.Node) -> Any:
@@ -92,14 +102,13 @@ def _conv(a: Analysis, node: gs.Node) -> Known | None:
     x = a.anything(node.inputs[0], 1, weight.shape[1] * groups)
     if is_padded(node):
         x = Known(1, np.minimum(x.lo, 0), np.maximum(x.hi, 0), x.key)
-    flat = weight.reshape(len(weight), weight.shape[1], -1).astype(np.float64)
-    lo, hi = _linear(a, node, x, flat, bias, groups)
-    each = x.key.reshape(groups, -1)
+    lo, hi = _linear(x, weight.reshape(len(weight), weight.shape[1], -1), bias, groups)
+    each = [_digest(keys) for keys in x.key.reshape(groups, -1)]
     rows = [
         (
             _attributes(node),
-            each[k * groups // len(weight)].tobytes(),
-            weight[k].tobytes(),
+            each[k * groups // len(weight)],
+            _digest(weight[k]),
             None if bias is None else float(bias[k]),
         )
         for k in range(len(weight))
@@ -124,8 +133,9 @@ def _matrix(a: Analysis, node: gs.Node) -> Known | None:
         return None
     last = len(shape) - 1
     x = a.anything(node.inputs[0], last, rows.shape[1])
-    lo, hi = _linear(a, node, x, rows[:, :, None].astype(np.float64), bias, 1)
-    found = [(x.key.tobytes(), r.tobytes(), None if bias is None else float(bias[k])) for k, r in enumerate(rows)]
+    lo, hi = _linear(x, rows[:, :, None], bias, 1)
+    keys = _digest(x.key)
+    found = [(keys, _digest(r), None if bias is None else float(bias[k])) for k, r in enumerate(rows)]
     return Known(last, lo, hi, np.array([a.number(f) for f in found]))
 
 

@@ -8,15 +8,18 @@ b'). λ is chosen on held-out feeds, for each layer by itself; its largest value
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from scipy.linalg import lapack
 
 from ...ir import Model
 from ...runtime.feeds import Feeds
 from ..base import Context
+from . import thin
 from .layers import Layer, matrix, store
 from .march import March
-from .stats import Sums, Target, against
+from .stats import BLOCK, Sums, Target, against
 
 Array = np.ndarray
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 1e3)  # of the mean of the diagonal
@@ -41,38 +44,78 @@ def refit(
     for level in ctx.progress(sorted(waves), "refit", len(waves)):
         wave = waves[level]
         walk = march.to(level, list(dict.fromkeys(n for x in wave for n in (x.x, x.other) if n)))
-        sums = against(wave, nodes, walk, goals, kept)
+        sums = against(wave, nodes, walk, goals, kept, ctx.memory_mb << 20)
         for layer in wave:
-            prior = matrix(nodes[layer.node]).astype(np.float64)
-            found, bias = fitted(prior, *sums[layer.node], layer.bias is not None)
+            found, bias = fitted(matrix(nodes[layer.node]), *sums.pop(layer.node), layer.bias is not None)
             if np.isfinite(found).all():
                 store(model, layer, nodes, found, bias)
                 count += 1
     return count
 
 
-def fitted(prior: Array, fit: Sums, check: Sums, intercept: bool) -> tuple[Array, Array | None]:
-    """Weights `[G, M/G, D]` and bias `[M]`, with the ridge that does best on the held-out sums."""
-    if not check.rows or not fit.rows:
-        return solve(prior, fit + check, DEFAULT_RIDGE, intercept)
-    errors = [error(*solve(prior, fit, ridge, intercept), check) for ridge in RIDGES]
-    return solve(prior, fit + check, RIDGES[int(np.argmin(errors))], intercept)
+def fitted(prior: Array, fit: Any, check: Any, intercept: bool) -> tuple[Array, Array | None]:
+    """Weights `[G, M/G, D]` and bias `[M]`, with the ridge that does best on the held-out rows. Uses up the sums."""
+    if isinstance(fit, thin.Rows):
+        return thin.fitted(prior, fit, check, intercept, RIDGES, DEFAULT_RIDGE)
+    prior, best = prior.astype(np.float64), DEFAULT_RIDGE
+    if check.rows and fit.rows:
+        problem = Normal(prior, fit, intercept)
+        errors = [error(*problem.solve(ridge), check) for ridge in RIDGES]
+        best = RIDGES[int(np.argmin(np.nan_to_num(errors, nan=np.inf)))]
+        problem.undo()
+    return Normal(prior, fit.take(check), intercept).solve(best)
 
 
-def solve(prior: Array, sums: Sums, ridge: float, intercept: bool) -> tuple[Array, Array | None]:
-    """The ridge regression towards `prior`; without an intercept the bias comes back as None."""
-    mean_x, mean_y = sums.x / sums.rows, sums.y / sums.rows
-    xx, xy = sums.xx / sums.rows, sums.xy / sums.rows
-    if intercept:
-        xx = xx - mean_x[:, :, None] * mean_x[:, None, :]
-        xy = xy - mean_x[:, :, None] * mean_y[:, None, :]
-    size = xx.shape[-1]
-    scale = np.maximum(np.trace(xx, axis1=1, axis2=2) / size, 1e-12)[:, None, None] * ridge
-    turned = np.linalg.solve(xx + scale * np.eye(size), xy + scale * np.swapaxes(prior, 1, 2))
-    found = np.swapaxes(turned, 1, 2)
-    if not intercept:
-        return found, None
-    return found, (mean_y - np.einsum("gmd,gd->gm", found, mean_x)).reshape(-1)
+class Normal:
+    """The normal equations of a ridge regression towards `prior`, solved in the memory of the sums themselves.
+
+    Cholesky's method reads and overwrites one triangle of the centred covariance; the other keeps what it was, for the
+    next ridge. Of a layer with 4,608 columns every copy saved is 170 MB.
+    """
+
+    def __init__(self, prior: Array, sums: Sums, intercept: bool):
+        self.prior, self.sums, self.intercept = prior, sums, intercept
+        self._center(-1)
+        self.diagonal = np.einsum("gii->gi", sums.xx).copy()
+        self.xy = sums.xy
+        if intercept:
+            self.xy = sums.xy - sums.x[:, :, None] * (sums.y / sums.rows)[:, None, :]
+
+    def solve(self, ridge: float) -> tuple[Array, Array | None]:
+        """Weights and bias (None without an intercept); NaN where rounding left the covariance indefinite."""
+        size = self.diagonal.shape[1]
+        damping = np.maximum(self.diagonal.sum(1) / size, 1e-12 * self.sums.rows) * ridge
+        found = np.empty_like(self.prior)
+        for g, (xx, more) in enumerate(zip(self.sums.xx, damping)):
+            self._restore(g)
+            np.einsum("ii->i", xx)[:] += more
+            right = self.xy[g] + more * self.prior[g].T
+            factor, info = lapack.dpotrf(xx.T, lower=1, clean=0, overwrite_a=1)
+            found[g] = np.nan if info else lapack.dpotrs(factor, right, lower=1)[0].T
+        self._restore()
+        mean_x, mean_y = self.sums.x / self.sums.rows, self.sums.y / self.sums.rows
+        return found, (mean_y - np.einsum("gmd,gd->gm", found, mean_x)).reshape(-1) if self.intercept else None
+
+    def undo(self) -> None:
+        """Leave the sums as they came."""
+        self._center(1)
+
+    def _center(self, sign: int) -> None:
+        if self.intercept:
+            for xx, x in zip(self.sums.xx, self.sums.x):
+                for k in range(0, len(xx), BLOCK):
+                    xx[k : k + BLOCK] += sign / self.sums.rows * x[k : k + BLOCK, None] * x[None, :]
+
+    def _restore(self, group: int | None = None) -> None:
+        """Copy the kept triangle (the lower one, in rows) over the factor, and put the diagonal back."""
+        for g in range(len(self.sums.xx)) if group is None else [group]:
+            xx = self.sums.xx[g]
+            for k in range(0, len(xx), BLOCK):
+                block = xx[k : k + BLOCK, k : k + BLOCK]
+                low = np.tril(block, -1)
+                block[:] = low + low.T
+                xx[k : k + BLOCK, k + BLOCK :] = xx[k + BLOCK :, k : k + BLOCK].T
+            np.einsum("ii->i", xx)[:] = self.diagonal[g]
 
 
 def error(weights: Array, bias: Array | None, sums: Sums) -> float:

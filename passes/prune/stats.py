@@ -17,38 +17,55 @@ from ...runtime import unfold
 from ...runtime.feeds import Feeds
 from ...runtime.taps import Tap
 from .layers import Layer
+from .thin import Rows
 
 Array = np.ndarray
 MORE, FEWEST, MOST = 24, 8192, 32768  # rows aimed at: a column, at least, at most
+BLOCK = 1024  # columns of a sum of products that are added to at once
 HELD_OUT = 5  # every fifth feed chooses the ridge and fits only in the end
 
 
 @dataclass
 class Sums:
-    """Σ over rows: of x `[G, D]`, y `[G, T]`, x xᵀ `[G, D, D]`, x yᵀ `[G, D, T]`, and y² (a number)."""
+    """Σ over rows, each times its weight: of 1, x `[G, D]`, y `[G, T]`, x xᵀ `[G, D, D]`, x yᵀ `[G, D, T]`, and y² (a
+    number)."""
 
-    rows: int = 0
+    rows: float = 0
     x: Any = 0.0
     y: Any = 0.0
     xx: Any = 0.0
     xy: Any = 0.0
     yy: float = 0.0
 
-    def add(self, x: Array, y: Array) -> None:
-        """Rows x `[G, P, D]` and y `[G, P, T]`, float32."""
-        turned = np.swapaxes(x, 1, 2)
-        self.rows += x.shape[1]
-        self.x = self.x + x.sum(1, dtype=np.float64)
-        self.y = self.y + y.sum(1, dtype=np.float64)
-        self.xx = self.xx + (turned @ x).astype(np.float64)
-        self.xy = self.xy + (turned @ y).astype(np.float64)
+    def add(self, x: Array, y: Array, weights: Array | None = None) -> None:
+        """Rows x `[G, P, D]` and y `[G, P, T]`, float32; weights `[P]`, 1 each when None."""
+        root = np.ones((1, 1, 1), np.float32) if weights is None else np.sqrt(weights, dtype=np.float32)[None, :, None]
+        self.rows += x.shape[1] if weights is None else float(weights.sum(dtype=np.float64))
+        if weights is not None:
+            x, y = x * root, y * root
+        self.x = self.x + (x * root).sum(1, dtype=np.float64)
+        self.y = self.y + (y * root).sum(1, dtype=np.float64)
+        self.xx, self.xy = _added(self.xx, x, x), _added(self.xy, x, y)
         self.yy += float(np.square(y, dtype=np.float64).sum())
 
-    def __add__(self, other: Sums) -> Sums:
+    def take(self, other: Sums) -> Sums:
+        """These and the other's, in place: the products are the largest arrays of a refit."""
         if not self.rows or not other.rows:
             return self if self.rows else other
-        pairs = ((getattr(self, k), getattr(other, k)) for k in ("rows", "x", "y", "xx", "xy", "yy"))
-        return Sums(*(a + b for a, b in pairs))
+        for name in ("rows", "x", "y", "xx", "xy", "yy"):
+            mine = getattr(self, name)
+            mine += getattr(other, name)
+            setattr(self, name, mine)
+        return self
+
+
+def _added(total: Any, a: Array, b: Array) -> Array:
+    """total + aᵀb, in place and block by block, so that nothing of the size of the total is made beside it."""
+    if isinstance(total, float):
+        total = np.zeros((a.shape[0], a.shape[2], b.shape[2]))
+    for k in range(0, a.shape[2], BLOCK):
+        total[:, k : k + BLOCK] += np.swapaxes(a[:, :, k : k + BLOCK], 1, 2) @ b
+    return total
 
 
 @dataclass
@@ -118,15 +135,18 @@ def against(
     walk: Iterable[Mapping[str, Array]],
     goals: Mapping[str, Target],
     kept: Mapping[str, Array],
-) -> dict[str, tuple[Sums, Sums]]:
-    """Sums of a pruned copy's inputs against the original's outputs: of the feeds to fit on, and of held-out ones.
+    room: int,
+) -> dict[str, tuple[Any, Any]]:
+    """A pruned copy's inputs against the original's outputs: of the feeds to fit on, and of held-out ones.
 
     walk: the tensors that the layers read in the copy, feed by feed. kept: which output channels of a layer are left.
+    room: bytes that a layer's second moments may take. Gives `Sums`, or `thin.Rows` where there are fewer rows than
+    columns or the moments would not fit.
     Where a layer ends in a sum, the target is what the sum should be less the copy's other summand, so that the errors
     of the layers before are corrected too (He 2017).
     """
     geometry = {x.node: unfold.geometry(nodes[x.node]) for x in wave}
-    sums = {x.node: (Sums(), Sums()) for x in wave}
+    sums = {x.node: _empty(geometry[x.node], goals[x.node], room) for x in wave}
     for index, values in enumerate(walk):
         for layer in wave:
             goal, geo = goals[layer.node], geometry[layer.node]
@@ -138,3 +158,12 @@ def against(
             rows = np.ascontiguousarray(unfold.rows(geo, values[layer.x], places))
             sums[layer.node][index % HELD_OUT == HELD_OUT - 1].add(rows, np.ascontiguousarray(grouped))
     return sums
+
+
+def _empty(geo: unfold.Geometry, goal: Target, room: int) -> tuple[Any, Any]:
+    """What a layer's rows are collected in; two matrices of second moments are held, or rows with a working copy."""
+    width, total = geo.groups * geo.width, sum(map(len, goal.places))
+    if total >= geo.width and 16 * width * geo.width <= room:
+        return Sums(), Sums()
+    most = max(1, room // (4 * 16 * width) // max(1, len(goal.places)))
+    return Rows(most), Rows(most)
