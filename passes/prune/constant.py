@@ -87,7 +87,7 @@ def _linear(x: Known, weight: Array, bias: Array | None, groups: int) -> tuple[A
 
 def _digest(array: Array) -> bytes:
     """What stands for the content of an array; the bytes themselves would hold every weight once more."""
-    return hashlib.blake2b(np.ascontiguousarray(array), digest_size=20).digest()
+    return hashlib.blake2b(np.ascontiguousarray(array).data, digest_size=20).digest()
 
 
 def _attributes(node: gs.Node) -> Any:
