@@ -7,7 +7,8 @@
 `suite` takes DATA, the folder onnx/backend/test/data of the onnx 1.22.0 wheel (later wheels leave the node cases out),
 and runs every case that ONNX Runtime reproduces as shipped (A), with all inputs but the first frozen to constants (B)
 and with every input frozen (C). `models` takes whole models; `latency` then times what `models` has left in DIR.
-Peers: onnxsim, onnxslim, onnxscript, onnxoptimizer. Results are written to DIR as JSON lines and as a Markdown table.
+Peers: onnxsim, onnxslim, onnxscript, onnxoptimizer, and onnxslim-opt-contrib, which is ours with ONNX Runtime's own
+operators. Results are written to DIR as JSON lines and as a Markdown table.
 Every model is simplified and judged in a worker process, so that a crash is a result and not the end.
 """
 
@@ -27,6 +28,7 @@ from typing import Any
 HERE = Path(__file__).resolve()
 SHARED = HERE.parents[2] / "shared"
 OURS = "onnxslim-opt"
+CONTRIB = "onnxslim-opt-contrib"
 VARIANTS = {"A": "as shipped", "B": "all inputs but the first frozen", "C": "every input frozen"}
 FOLDERS = ("node", "simple", "pytorch-converted", "pytorch-operator")
 
@@ -84,7 +86,7 @@ def run_suite(args: argparse.Namespace) -> None:
     judge = Worker(sys.executable, "judge")
     workers = {name: Worker(python, "simplify", name) for name, python in peers.items()}
     rows = []
-    for variant in VARIANTS:
+    for variant in args.variants:
         for path in case_files(args.files[0]):
             folder = args.out / variant / f"{path.parents[1].name}-{path.parent.name}"
             folder.mkdir(parents=True, exist_ok=True)
@@ -155,7 +157,7 @@ def suite_table(rows: list[dict[str, Any]], names: list[str]) -> str:
         "| variant | tool | ok | not ok | common | before | ours | theirs | fewer | more | ms, median |",
         "|---" * 11 + "|",
     ]
-    for variant in VARIANTS:
+    for variant in dict.fromkeys(r["variant"] for r in rows):
         by = {n: {r["case"]: r for r in rows if r["tool"] == n and r["variant"] == variant} for n in names}
         for name in names:
             bad = Counter(r["outcome"] for r in by[name].values() if r["outcome"] != "ok")
@@ -220,7 +222,7 @@ def simplify(tool: str, proto: Any) -> Any:
     model = ir.from_proto(proto)
     if model.header.only_defaults:
         model.freeze_defaults()
-    Simplify().run(model)
+    Simplify(contrib=tool == CONTRIB).run(model)
     return ir.to_proto(model)
 
 
@@ -261,7 +263,7 @@ def latency_files(out: Path) -> list[Path]:
 
 
 def run_latency(args: argparse.Namespace) -> None:
-    """CPU time in turns: the original, ours, onnxsim's."""
+    """CPU time in turns: the original, ours (without and with operators of ONNX Runtime's own), onnxsim's."""
     rows = []
     for folder in latency_files(args.out):
         if args.files and folder.name not in {str(f) for f in args.files}:
@@ -271,7 +273,7 @@ def run_latency(args: argparse.Namespace) -> None:
         print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     with (args.out / "latency.jsonl").open("a") as file:
         file.writelines(json.dumps(r) + "\n" for r in rows)
-    for name in (OURS, "onnxsim"):
+    for name in (OURS, CONTRIB, "onnxsim"):
         ratios = [r[name] for r in rows if name in r]
         if ratios:
             print(f"{name}: geomean {statistics.geometric_mean(ratios):.3f} over {len(ratios)} models")
@@ -293,6 +295,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("bench-out/simplify"))
     parser.add_argument("--peer", action="append", help="NAME=PYTHON, a peer and the interpreter that has it")
     parser.add_argument("--peers-only", action="store_true", help="`models`: keep our earlier results")
+    parser.add_argument("--variants", default="".join(VARIANTS), help="`suite`: which variants, as letters")
     parser.add_argument("--seconds", type=float, default=2.0, help="how long a model is timed")
     args = parser.parse_intermixed_args()
     args.out = args.out.resolve()

@@ -16,7 +16,7 @@ import onnx
 import onnxruntime as ort
 from onnx import numpy_helper
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+SHARED = (Path(__file__).resolve().parents[2] / "shared").resolve()
 
 
 def answer(task: str, **question: Any) -> dict[str, Any]:
@@ -203,7 +203,8 @@ def judge(folder: Path, target: Path) -> dict[str, Any]:
 def latency(folder: Path, seconds: float) -> dict[str, Any]:
     """Median ratio original / tool of the process's CPU time, in turns of random order."""
     feeds, _ = pickle.loads((folder / "case.pickle").read_bytes())
-    names = [n for n in ("original", "onnxslim-opt", "onnxsim") if (folder / f"{n}.onnx").exists()]
+    tools = ("original", "onnxslim-opt", "onnxslim-opt-contrib", "onnxsim")
+    names = [n for n in tools if (folder / f"{n}.onnx").exists()]
     sessions = {n: session(folder / f"{n}.onnx", optimize=True) for n in names}
     start = time.process_time()
     for s in sessions.values():

@@ -12,7 +12,7 @@ import onnx_graphsurgeon as gs
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
 from .errors import ModelError
-from .importing import _shape, np_dtype
+from .importing import np_dtype, tensor_shape
 from .model import Model, nbytes
 from .values import ExternalValues, ProtoValues
 
@@ -80,7 +80,7 @@ def value_info(tensor: Any, protos: dict[str, onnx.ValueInfoProto]) -> onnx.Valu
 def _says(info: onnx.ValueInfoProto, tensor: Any) -> bool:
     if not info.type.HasField("tensor_type"):
         return False
-    shape = _shape(info.type.tensor_type)
+    shape = tensor_shape(info.type.tensor_type)
     same = (shape is None) == (tensor.shape is None) and list(shape or ()) == list(tensor.shape or ())
     return same and np_dtype(info.type.tensor_type.elem_type) == tensor.dtype
 

@@ -36,7 +36,8 @@ _CONSTANT_FORMS = {
 }
 
 
-def _shape(tensor_type: Any) -> list[Any] | None:
+def tensor_shape(tensor_type: Any) -> list[Any] | None:
+    """Sizes that a tensor type declares: int, symbol or None each; None for unknown rank."""
     if not tensor_type.HasField("shape"):
         return None
     return [
@@ -74,7 +75,7 @@ class _Importer:
     def variable(self, info: onnx.ValueInfoProto, name: str) -> gs.Variable:
         tensor_type = info.type.tensor_type
         if info.type.HasField("tensor_type"):
-            return gs.Variable(name, np_dtype(tensor_type.elem_type), _shape(tensor_type))
+            return gs.Variable(name, np_dtype(tensor_type.elem_type), tensor_shape(tensor_type))
         if info.type.WhichOneof("value"):
             self.header.protos[name] = info
         return gs.Variable(name)
@@ -145,7 +146,7 @@ class _Importer:
         if main or (info.type.WhichOneof("value") not in (None, "tensor_type")):
             self.header.protos.setdefault(tensor.name, info)
         if isinstance(tensor, gs.Variable) and info.type.HasField("tensor_type"):
-            shape = _shape(info.type.tensor_type)
+            shape = tensor_shape(info.type.tensor_type)
             if tensor.dtype is None:
                 tensor.dtype = np_dtype(info.type.tensor_type.elem_type)
             if shape is not None:

@@ -41,6 +41,26 @@ def infer(proto: onnx.ModelProto) -> onnx.ModelProto | None:
     return (_run(proto) or found) if shown else found
 
 
+def infer_node(
+    node: onnx.NodeProto,
+    types: dict[str, onnx.TypeProto],
+    data: dict[str, onnx.TensorProto],
+    opsets: dict[str, int],
+) -> dict[str, onnx.TypeProto]:
+    """What onnx infers of the outputs of one node alone; nothing where it cannot.
+
+    types: of every input. data: of the inputs whose values are known.
+    """
+    if node.op_type in _TRUSTING or _counts_wrong(node):
+        return {}
+    try:
+        schema = onnx.defs.get_schema(node.op_type, opsets.get(node.domain, 1), node.domain)
+        imports = [onnx.helper.make_opsetid(domain, version) for domain, version in opsets.items()]
+        return onnx.shape_inference.infer_node_outputs(schema, node, types, data, opset_imports=imports)
+    except Exception:  # as in `_run`; a node that does not fit its inputs is for ONNX Runtime to judge
+        return {}
+
+
 def _hide(nodes: list[tuple[onnx.NodeProto, str]], typed: set[str]) -> list[tuple[onnx.NodeProto, str]]:
     """Hide those whose first input has no known type; returns them."""
     found = [(node, domain) for node, domain in nodes if not (node.input[:1] and node.input[0] in typed)]

@@ -6,6 +6,7 @@ running the model.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from .exporting import bare, tensor_proto, to_proto
-from .importing import _shape, np_dtype
+from .importing import np_dtype, tensor_shape
 from .infer import infer
 from .model import Model
 
@@ -33,6 +34,18 @@ def of(tensor: Any) -> tuple[Any, ...] | None:
 def is_static(shape: tuple[Any, ...] | None) -> bool:
     """Whether every size is a number."""
     return shape is not None and all(isinstance(d, (int, np.integer)) for d in shape)
+
+
+def is_lacking(shape: Sequence[Any] | None) -> bool:
+    """Whether the rank, or a size that the model does not name, is unknown."""
+    return shape is None or any(d is None or str(d).startswith(_INVENTED) for d in shape)
+
+
+def filled(shape: Sequence[Any] | None, found: Sequence[Any] | None) -> list[Any] | None:
+    """A shape with what it lacks taken from another that was found for the same tensor."""
+    if shape is None or found is None or len(shape) != len(found):
+        return list(found) if shape is None and found is not None else None if shape is None else list(shape)
+    return [new if is_lacking([old]) and new is not None else old for old, new in zip(shape, found)]
 
 
 def _shell(tensor: gs.Constant) -> TensorProto:
@@ -102,7 +115,7 @@ def _infer(model: Model, inner: dict[str, gs.Variable]) -> None:
             _fill(tensor, types[name].tensor_type)
     for tensor in model.graph.outputs:
         if tensor.name in types and types[tensor.name].HasField("tensor_type"):
-            tensor.inferred = _shape(types[tensor.name].tensor_type)
+            tensor.inferred = tensor_shape(types[tensor.name].tensor_type)
 
 
 def _type_bodies(model: Model) -> None:
@@ -120,4 +133,4 @@ def _fill(tensor: gs.Variable, tensor_type: Any) -> None:
     if tensor_type.elem_type:
         tensor.dtype = np_dtype(tensor_type.elem_type)
     if tensor.shape is None:
-        tensor.shape = _shape(tensor_type)
+        tensor.shape = tensor_shape(tensor_type)

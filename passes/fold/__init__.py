@@ -45,9 +45,10 @@ class Fold(Pass):
         before = sum(1 for _ in model.nodes())
         did: dict[str, int | float | str] = {}
         barred: dict[str, str] = {}
+        tried: dict[str, Any] = {}
         for _ in range(ROUNDS):
             inlined = control.inline_ifs(model)
-            known, rewritten = targets.fold_known(model)
+            known, rewritten = targets.fold_known(model, tried)
             folded = fold_constants(model, barred, allowance)
             _count(did, {"branches inlined": inlined, "targets fixed": rewritten})
             control.plain_ranges(model)
@@ -108,7 +109,7 @@ def _settle(
     barred: dict[str, str],
     allowance: list[int],
 ) -> int:
-    """Commit the groups of nodes that pay, cheapest first; bar what makes the others too large."""
+    """Commit the groups of nodes that pay, those first that cost least a node; bar what makes the others too large."""
     outputs = edit.output_ids(model)
     priced = []
     for group in candidates.components(nodes, outputs):
@@ -123,7 +124,7 @@ def _settle(
             sizes = {id(t): _bytes(values[id(t)]) for t in ends}
             priced.append((sum(sizes.values()) - saved, group, ends, sizes))
     done: list[gs.Node] = []
-    for growth, group, ends, sizes in sorted(priced, key=lambda p: p[0]):
+    for growth, group, ends, sizes in sorted(priced, key=lambda p: max(p[0], 0) / len(p[1])):
         if growth <= max(allowance[0], 0):
             allowance[0] -= max(growth, 0)
             _commit(group, ends, values)

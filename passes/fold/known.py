@@ -18,20 +18,34 @@ Entry = int | float | bool | str | None
 
 @dataclass(frozen=True)
 class Known:
-    """Entries of a tensor of rank 0 or 1, and its type."""
+    """Entries of a small tensor in row-major order, its shape and its type."""
 
     values: tuple[Entry, ...]
-    scalar: bool
+    shape: tuple[int, ...]
     dtype: Any = INT64
+
+    @property
+    def rank(self) -> int:
+        """Number of dimensions."""
+        return len(self.shape)
 
     @property
     def complete(self) -> bool:
         """Whether every entry is a number."""
         return all(v is not None and not isinstance(v, str) for v in self.values)
 
+    @property
+    def positions(self) -> np.ndarray:
+        """Where each entry stands in `values`: what moves data is run on these."""
+        return np.arange(len(self.values)).reshape(self.shape)
+
+    def at(self, positions: np.ndarray) -> Known:
+        """The entries at these positions, in their shape."""
+        return Known(tuple(self.values[k] for k in positions.reshape(-1).tolist()), positions.shape, self.dtype)
+
     def array(self) -> np.ndarray:
         """The value, when complete."""
-        return np.array(self.values[0] if self.scalar else list(self.values), self.dtype)
+        return np.array(list(self.values), self.dtype).reshape(self.shape)
 
 
 def whole(value: Entry) -> bool:
@@ -39,14 +53,16 @@ def whole(value: Entry) -> bool:
     return isinstance(value, (int, float)) and np.isfinite(value) and abs(value) < 2**31
 
 
-def paired(a: Known, b: Known) -> list[tuple[Entry, Entry]] | None:
-    """Entries of two tensors side by side, one entry broadcast; None when the lengths differ."""
-    n = max(len(a.values), len(b.values))
-    if {len(a.values), len(b.values)} - {1, n}:
+def aligned(*parts: Known) -> tuple[tuple[int, ...], list[tuple[Entry, ...]]] | None:
+    """The shape that tensors broadcast to and their entries side by side; None where they do not fit."""
+    try:
+        spread = np.broadcast_arrays(*(p.positions for p in parts))
+    except ValueError:
         return None
-    x = a.values * n if len(a.values) == 1 else a.values
-    y = b.values * n if len(b.values) == 1 else b.values
-    return list(zip(x, y))
+    if spread[0].size > LIMIT:
+        return None
+    columns = ([p.values[k] for k in at.reshape(-1).tolist()] for p, at in zip(parts, spread))
+    return spread[0].shape, list(zip(*columns))
 
 
 def numbers(x: Entry, y: Entry) -> bool:
@@ -90,3 +106,13 @@ def equal(x: Entry, y: Entry, dtype: Any) -> Entry:
         if isinstance(symbol, str) and isinstance(number, int) and number < 0:
             return False
     return True if isinstance(x, str) and x == y else None
+
+
+def modulo(x: Entry, y: Entry, dtype: Any) -> Entry:
+    """Integer remainder with the sign of the divisor, as Mod has it without `fmod`."""
+    return int(x) % int(y) if numbers(x, y) and y != 0 and dtype.kind in "iu" else None  # type: ignore[arg-type]
+
+
+def compared(ufunc: Callable[[Any, Any], Any]) -> Callable[..., Any]:
+    """A rule for comparing numbers."""
+    return lambda x, y, dtype: bool(ufunc(dtype.type(x), dtype.type(y))) if numbers(x, y) else None

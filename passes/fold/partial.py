@@ -16,16 +16,18 @@ import onnx_graphsurgeon as gs
 from ...ir import Model
 from ..rewrite import Rewriter
 from .known import FLOATS, LIMIT, Entry, Known
+from .refine import Refiner
 from .steps import STEPS
 
 
 class Follower:
     """Follows the values of small integer tensors through one model."""
 
-    def __init__(self, model: Model):
+    def __init__(self, model: Model, tried: dict[str, Any] | None = None):
         self.model = model
         self.view = Rewriter(model)
         self.known: dict[int, Known] = {}
+        self.refiner = Refiner(model, {} if tried is None else tried)
 
     def sizes(self, tensor: Any) -> list[Entry] | None:
         """The shape of a tensor, unknown sizes named after the tensor and the axis."""
@@ -39,21 +41,24 @@ class Follower:
         if tensor is None:
             return None
         if isinstance(tensor, gs.Constant):
-            if len(tensor.shape) > 1 or np.prod(tensor.shape, dtype=np.int64) > LIMIT:
+            if np.prod(tensor.shape, dtype=np.int64) > LIMIT:
                 return None
             if np.dtype(tensor.dtype).kind not in "iub" and np.dtype(tensor.dtype) not in FLOATS:
                 return None
             values = tensor.values
-            return Known(tuple(values.reshape(-1).tolist()), values.ndim == 0, values.dtype)
+            return Known(tuple(values.reshape(-1).tolist()), values.shape, values.dtype)
         return self.known.get(id(tensor))
 
-    def run(self) -> None:
-        """Follow every node of every level, outer graphs first."""
-        for graph in self.model.graphs():
-            for node in graph.nodes:
-                step = None if node.domain else STEPS.get(node.op)
-                if step is None or not node.outputs[0].name:
-                    continue
-                found = step(self, node)
-                if found is not None and len(found.values) <= LIMIT:
-                    self.known[id(node.outputs[0])] = found
+    def step(self, node: gs.Node) -> Any:
+        """Follow one node, those before it done; returns its output when it can be made a constant.
+
+        That is of rank 0 or 1 (sizes, pads, axes) and wholly known; whether larger ones pay is weighed by the batch.
+        """
+        self.refiner.refine(self, node)
+        rule = None if node.domain else STEPS.get(node.op)
+        tensor = node.outputs[0] if node.outputs and node.outputs[0].name else None
+        found = None if rule is None or tensor is None else rule(self, node)
+        if found is None or len(found.values) > LIMIT:
+            return None
+        self.known[id(tensor)] = found
+        return tensor if found.complete and found.rank <= 1 and len(node.outputs) == 1 else None

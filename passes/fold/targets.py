@@ -6,6 +6,7 @@ Exact wherever the original runs and no size is 0.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -14,39 +15,37 @@ from ...ir import Model, edit
 from .partial import Entry, Follower
 
 
-def fold_known(model: Model) -> tuple[int, int]:
+def fold_known(model: Model, tried: dict[str, Any] | None = None) -> tuple[int, int]:
     """Replace what is wholly known by constants, and partly known targets by constants that mean the same.
 
+    tried: what single nodes were inferred with before (see `refine`), where the same shapes are followed again.
     Returns how many tensors became constants, and how many targets were rewritten.
     """
-    follower = Follower(model)
-    follower.run()
+    follower = Follower(model, tried)
     outputs = edit.output_ids(model)
-    made = 0
+    made = rewritten = 0
     for graph in model.graphs():
         for node in graph.nodes:
-            for tensor in node.outputs:
-                found = follower.known.get(id(tensor))
-                if found is None or not found.complete or isinstance(tensor, gs.Constant):
-                    continue
-                if len(node.outputs) != 1 or not (tensor.outputs or id(tensor) in outputs):
-                    continue
-                _store(model, tensor, found.array(), outputs)
+            rewritten += _rewrite(follower, model, node)
+            tensor = follower.step(node)
+            if tensor is not None and (tensor.outputs or id(tensor) in outputs):
+                follower.refiner.better.add(id(_store(model, tensor, follower.known[id(tensor)].array(), outputs)))
                 made += 1
-    rewritten = sum(_rewrite(follower, model, n) for n in list(model.nodes()))
     if made or rewritten:
         edit.sweep(model)
     return made, rewritten
 
 
-def _store(model: Model, tensor: gs.Variable, value: np.ndarray, outputs: set[int]) -> None:
-    """Let readers have the value; a graph output becomes the constant itself."""
+def _store(model: Model, tensor: gs.Variable, value: np.ndarray, outputs: set[int]) -> gs.Constant:
+    """Let readers have the value; a graph output becomes the constant itself. Returns the constant."""
     if id(tensor) not in outputs:
-        edit.replace(model, tensor, edit.constant(model, tensor.name, value), outputs)
-        return
+        made = edit.constant(model, tensor.name, value)
+        edit.replace(model, tensor, made, outputs)
+        return made
     edit.unlink(*tensor.inputs)
     tensor.to_constant(value)
     tensor.__dict__.setdefault("_export_dtype", None)
+    return tensor  # type: ignore[return-value]
 
 
 def _rewrite(f: Follower, model: Model, node: gs.Node) -> bool:
@@ -63,12 +62,17 @@ def _rewrite(f: Follower, model: Model, node: gs.Node) -> bool:
 
 def _aim(f: Follower, model: Model, node: gs.Node, solve: Callable[..., list[int] | None]) -> bool:
     target = f.of(node.inputs[1])
-    if isinstance(node.inputs[1], gs.Constant) or target is None or target.scalar:
+    if isinstance(node.inputs[1], gs.Constant) or target is None or target.rank != 1 or target.complete:
         return False
     solved = solve(target.values, f.sizes(node.inputs[0]), node)
     if solved is None:
         return False
-    edit.set_input(node, 1, edit.constant(model, f"{node.name}_shape", np.array(solved, np.int64)))
+    return _give(f, node, 1, edit.constant(model, f"{node.name}_shape", np.array(solved, np.int64)))
+
+
+def _give(f: Follower, node: gs.Node, index: int, value: gs.Constant) -> bool:
+    edit.set_input(node, index, value)
+    f.refiner.better.add(id(value))
     return True
 
 
@@ -108,7 +112,7 @@ def _open_ends(f: Follower, model: Model, node: gs.Node) -> bool:
     ends, data = f.of(node.inputs[2]), f.sizes(node.inputs[0])
     axes, starts = f.of(edit.get(node, 3)), f.of(node.inputs[1])
     steps = f.of(edit.get(node, 4))
-    if isinstance(node.inputs[2], gs.Constant) or ends is None or data is None or starts is None:
+    if isinstance(node.inputs[2], gs.Constant) or ends is None or ends.complete or data is None or starts is None:
         return False
     if not starts.complete or any(s is not None and not s.complete for s in (axes, steps)):
         return False
@@ -124,5 +128,4 @@ def _open_ends(f: Follower, model: Model, node: gs.Node) -> bool:
             solved.append(v)
         else:
             return False
-    edit.set_input(node, 2, edit.constant(model, f"{node.name}_ends", np.array(solved, ends.dtype)))
-    return True
+    return _give(f, node, 2, edit.constant(model, f"{node.name}_ends", np.array(solved, ends.dtype)))

@@ -37,6 +37,7 @@ from . import (
     swish,
     tiny,
     transpose,
+    upsampling,
     windows,
 )
 
@@ -61,6 +62,7 @@ RULES = (
     *pooling.RULES,
     *arithmetic.RULES,
     *windows.RULES,
+    *upsampling.RULES,
     *tiny.RULES,
 )
 # Passes that do not mind an Attention or a Sum. Others prune heads, or compute products and sums in 8 bits: for them
