@@ -12,17 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...ir import Model, cost, order
+from ...ir import Model, cost
 from ...runtime import latency, probe
-from ...runtime.session import Session
 from ..base import Context
 from ..pace import samples
-from . import choose, groups, ranks, relu, search
-from .assemble import assemble
+from . import budgets, choose, groups, ranks, relu, search
 from .choose import Option, Step
 from .clock import Clock
 from .forms import Form, Rank
-from .goal import Goal, Totals, Worth, enough
+from .goal import Goal, Totals, Worth
 from .layer import Layer, candidates, read, refusal
 from .norm import Array, Norm
 from .sensitivity import sensitivities
@@ -101,11 +99,10 @@ def make(model: Model, ctx: Context, options: LowRank, forms: Sequence[Form]) ->
     for layer, parts in ctx.progress(table, "low rank", len(ready)):
         found[layer.node.name] = _layer(layer, parts, forms, demand, options, ctx.target.channel_multiple)
     found = _weigh(model, found, ctx)
-    hulls = {name: [s.option for s in f.splits] for name, f in found.items() if f.splits}
-    plan = Plan(found, tuple(choose.order(hulls)), "", totals.macs, samples(model, sizes))
-    if not hulls:
+    plan = Plan(found, tuple(choose.order(budgets.hulls(found))), "", totals.macs, samples(model, sizes))
+    if not plan.steps:
         return replace(plan, reason="nothing pays here" if found else "")
-    plan = _within(plan, model, hulls, options.goal, totals, ctx) if options.goal.given else plan
+    plan = budgets.within(plan, model, options.goal, totals, ctx) if options.goal.given else plan
     wanted: dict[str, list[int]] = {}
     for step in plan.steps:
         wanted.setdefault(step.layer, []).append(step.index)
@@ -118,23 +115,6 @@ def _totals(model: Model, sizes: Mapping[str, tuple[int, ...]], ctx: Context, go
     if goal.speedup is not None:
         ms = latency.bench([model], ctx.fit.first(), threads=ctx.threads, timings=ctx.timings)[0].ms
     return Totals(whole.macs, whole.params, ms)
-
-
-def _within(
-    plan: Plan, model: Model, hulls: Mapping[str, Sequence[Option]], goal: Goal, totals: Totals, ctx: Context
-) -> Plan:
-    """The steps that the goal needs, and no more."""
-    feed, original = ctx.fit.first(), Session(model, threads=ctx.threads)
-
-    def speedup(steps: Sequence[Step]) -> float:
-        trial = model.copy()
-        assemble(trial, plan.layers, choose.taken(steps))
-        order.sort(trial)
-        return latency.compare(original, trial, feed, threads=ctx.threads, timings=ctx.timings, seconds=1.0).speedup
-
-    whole = {name: (f.macs, f.params) for name, f in plan.layers.items() if f.splits}
-    count, missing = enough(goal, totals, plan.steps, hulls, whole, speedup)
-    return replace(plan, steps=plan.steps[:count], reason=missing)
 
 
 def _refused(node: Any, ctx: Context) -> str | None:
@@ -167,7 +147,8 @@ def _layer(
         return replace(about, ms=ms, reason=_why(layer, tried, demand, ms))
     hull = [_best(hull, options)] if options.ranked else choose.thinned(hull, OPTIONS)
     table = {(t.form.name, t.rank): t for t in tried}
-    splits = tuple(_split(layer, norms, table[o.form, o.rank], o) for o in hull)
+    total = groups.energy(layer, norms)
+    splits = tuple(_split(layer, norms, table[o.form, o.rank], o, total) for o in hull)
     return replace(about, ms=ms, splits=splits)
 
 
@@ -190,10 +171,10 @@ def _best(hull: Sequence[Option], options: LowRank) -> Option:
     return min(hull, key=lambda o: (o.error, -o.saved))
 
 
-def _split(layer: Layer, norms: Sequence[Norm], trial: search.Trial, option: Option) -> Split:
+def _split(layer: Layer, norms: Sequence[Norm], trial: search.Trial, option: Option, total: float) -> Split:
     found = groups.factors(layer, norms, trial)
     lost = groups.missing(layer, trial.form, found)
-    error = groups.error(layer, lost, norms)
+    error = groups.error(lost, norms, total)
     single = tuple(f.astype(layer.dtype) for f in found)
     return Split(trial.form, replace(option, error=error, damage=error), single, groups.shift(lost, norms))
 

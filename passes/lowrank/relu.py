@@ -23,6 +23,7 @@ from ...runtime import moments
 from ...runtime.feeds import Feeds
 from ..base import Context
 from . import fit
+from .basis import Basis
 from .layer import Layer, read
 from .norm import Array, ridge
 
@@ -113,7 +114,7 @@ def rectify(layer: Layer, split: Split, x: Array, top: float) -> Split:
     factors = [np.asarray(f, np.float64) for f in split.factors]
     own = np.zeros(layer.outputs) if layer.bias is None else np.asarray(layer.bias, np.float64)
     y = x @ layer.flat.T.astype(np.float32) + own
-    read_by = x @ fit.basis(spec, factors, layer.weight.shape).T.astype(np.float32)
+    read_by = x @ Basis.of(spec, factors, layer.weight.shape).dense.T.astype(np.float32)
     h = np.concatenate([read_by, np.ones((len(x), 1), np.float32)], 1).astype(np.float64)
     moved = np.zeros(layer.outputs) if split.shift is None else split.shift
     start = np.concatenate([fit.first(spec, factors), (own + moved)[:, None]], 1)

@@ -56,11 +56,12 @@ class Trial:
 def trials(layer: Layer, norm: Norm, forms: Sequence[Form], pick: Callable[[Form], Sequence[Rank]]) -> list[Trial]:
     """Every form that serves the layer at the ranks that `pick` gives, with errors after the refit."""
     found: list[Trial] = []
+    total = norm.inner_energy(layer.flat)
     for form in forms:
         if form.refuse(layer) is None:
             chosen = list(pick(form))
             sketch = sketched(form, layer, norm, chosen)
-            for rank, error in zip(chosen, errors(form, layer, norm, chosen, sketch)):
+            for rank, error in zip(chosen, errors(form, layer, norm, chosen, sketch, total)):
                 found.append(Trial(form, rank, error, *form.cost(layer, rank), sketch))
     return found
 
@@ -72,17 +73,25 @@ def sketched(form: Form, layer: Layer, norm: Norm, chosen: Sequence[Rank]) -> tu
     return tuple(form.sketch(layer, tuple(max(column) for column in zip(*chosen)), norm))
 
 
-def errors(form: Form, layer: Layer, norm: Norm, chosen: Sequence[Rank], sketch: Sequence[Array] = ()) -> list[float]:
-    """Relative output error of a form at several ranks, the last factor refitted."""
+def errors(
+    form: Form,
+    layer: Layer,
+    norm: Norm,
+    chosen: Sequence[Rank],
+    sketch: Sequence[Array] = (),
+    total: float | None = None,
+) -> list[float]:
+    """Relative output error of a form at several ranks, the last factor refitted. total: the layer's energy."""
     if not chosen:
         return []
+    total = norm.inner_energy(layer.flat) if total is None else total
     spec, sizes = form.spec(layer), [dict(zip(form.letters, r)) for r in chosen]
     if form.nested:
         sketch = sketch or sketched(form, layer, norm, chosen)
         if len(form.letters) == 1:
-            return fit.errors(spec, sketch, layer.weight, norm, sizes)
-        return [fit.errors(spec, fit.cut(spec, sketch, s), layer.weight, norm, [{}])[0] for s in sizes]
-    return [fit.errors(spec, form.sketch(layer, r, norm), layer.weight, norm, [{}])[0] for r in chosen]
+            return fit.errors(spec, sketch, layer.weight, norm, sizes, total)
+        return [fit.errors(spec, fit.cut(spec, sketch, s), layer.weight, norm, [{}], total)[0] for s in sizes]
+    return [fit.errors(spec, form.sketch(layer, r, norm), layer.weight, norm, [{}], total)[0] for r in chosen]
 
 
 def factors(form: Form, layer: Layer, norm: Norm, rank: Rank, sketch: Sequence[Array] = ()) -> list[Array]:
