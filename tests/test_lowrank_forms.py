@@ -405,3 +405,7 @@ def test_rank_grids_are_on_the_staircase_and_save_macs():
             assert all(form.cost(layer, r)[0] <= 0.9 * layer.macs for r in found)
             assert found == sorted(set(found), reverse=True)
             assert all(x % 8 == 0 for r in found for x in r if x >= 8)
+    wide = Layer(None, "MatMul", np.zeros((384, 384)), None, True, (1, 64, 384), np.float32)
+    found = [r for (r,) in ranks.grid(FORMS["svd"], wide, 16, 0.95)]
+    assert found == sorted(set(found), reverse=True) and len(found) >= 12
+    assert all(r % (16 if r >= 64 else 8 if r >= 32 else 4 if r >= 16 else 1) == 0 for r in found)

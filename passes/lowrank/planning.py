@@ -16,7 +16,7 @@ from ...ir import Model, cost
 from ...runtime import latency, probe
 from ..base import Context
 from ..pace import samples
-from . import budgets, choose, groups, ranks, relu, search
+from . import budgets, choose, groups, ranks, relu, search, siblings
 from .choose import Option, Step
 from .clock import Clock
 from .forms import Form, Rank
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 SMALL_SHARE = 0.002  # of the model's MACs: a layer below it cannot repay the call of another node
 MOST_MACS = 0.95
-OPTIONS = 6  # along one layer's hull, at most: each has to be fitted
+OPTIONS = 6  # along one layer's hull, at most: each has to be fitted (twice as many where kernels are 1)
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,14 @@ class Split:
 
 @dataclass(frozen=True)
 class Found:
-    """What was found about one layer: splits along its hull, or the reason why there are none."""
+    """What was found about one layer: splits along its hull, or the reason why there are none.
+
+    names: of the nodes, several where products with one input share a first factor.
+    """
 
     splits: tuple[Split, ...] = ()
     reason: str = ""
+    names: tuple[str, ...] = ()
     size: tuple[int, ...] = ()
     macs: int = 0
     params: int = 0
@@ -91,14 +95,17 @@ def make(model: Model, ctx: Context, options: LowRank, forms: Sequence[Form]) ->
     for node in candidates(model):
         layer = None if _refused(node, ctx) else read(node, sizes[node.inputs[0].name])
         reason = _refused(node, ctx) if layer is None else _small(layer, totals.macs, options)
-        found[node.name] = Found(reason=reason or "")
+        found[node.name] = Found(reason=reason or "", names=(node.name,))
         if layer is not None and not reason:
             ready.append(layer)
+    ready = siblings.bundled(ready)
+    for name in (n for layer in ready for n in layer.names[1:]):
+        found.pop(name)
     demand = _demand(ctx, options, Worth.towards(options.goal, totals))
     table = norms(model, ready, ctx) if ready else iter(())
     for layer, parts in ctx.progress(table, "low rank", len(ready)):
         found[layer.node.name] = _layer(layer, parts, forms, demand, options, ctx.target.channel_multiple)
-    found = _weigh(model, found, ctx)
+    found = _weigh(model, found, totals.macs, ctx)
     plan = Plan(found, tuple(choose.order(budgets.hulls(found))), "", totals.macs, samples(model, sizes))
     if not plan.steps:
         return replace(plan, reason="nothing pays here" if found else "")
@@ -139,13 +146,15 @@ def _layer(
 ) -> Found:
     """The hull of one layer with its factors."""
     tried = groups.trials(layer, norms, forms, _picker(layer, norms[0], demand, options, multiple))
-    about = Found(size=layer.size, macs=layer.macs, params=layer.params)
+    about = Found(names=layer.names, size=layer.size, macs=layer.macs, params=layer.params)
     if not tried:
         return replace(about, reason="no form serves it")
     hull, ms = search.survey(layer, tried, demand)
     if not hull:
         return replace(about, ms=ms, reason=_why(layer, tried, demand, ms))
-    hull = [_best(hull, options)] if options.ranked else choose.thinned(hull, OPTIONS)
+    hull = (
+        [_best(hull, options)] if options.ranked else choose.thinned(hull, OPTIONS if layer.taps > 1 else 2 * OPTIONS)
+    )
     table = {(t.form.name, t.rank): t for t in tried}
     total = groups.energy(layer, norms)
     splits = tuple(_split(layer, norms, table[o.form, o.rank], o, total) for o in hull)
@@ -192,11 +201,11 @@ def _why(layer: Layer, tried: Sequence[search.Trial], demand: search.Demand, ms:
     return f"nothing pays here: no form saved {demand.gain:.0%}{took}"
 
 
-def _weigh(model: Model, found: Mapping[str, Found], ctx: Context) -> dict[str, Found]:
+def _weigh(model: Model, found: Mapping[str, Found], macs: int, ctx: Context) -> dict[str, Found]:
     """Errors times sensitivities: damage to the model's outputs that can be compared between layers."""
     split = {name: f for name, f in found.items() if f.splits}
     if len(split) > 1:
-        weights = sensitivities(model, split, ctx)
+        weights = sensitivities(model, split, macs, ctx)
     else:
         weights = dict.fromkeys(split, 1.0)
     out = dict(found)
