@@ -11,6 +11,7 @@ from onnxslim_opt.passes.lowrank.basis import Basis, normal
 from onnxslim_opt.passes.lowrank.layer import Layer, read, refusal
 from onnxslim_opt.passes.lowrank.lowrank import FORMS
 from onnxslim_opt.passes.lowrank.norm import Norm
+from onnxslim_opt.passes.lowrank.tensor_forms import hooi
 
 from onnxslim_opt import ir
 
@@ -294,6 +295,18 @@ def test_normal_equations_in_blocks_are_those_of_the_whole_basis(shape, samples)
                 gram, right = normal(t, layer.flat, norm, single)
                 assert np.allclose(gram, crossed @ t.dense.T, atol=tolerance * np.abs(gram).max())
                 assert np.allclose(right, crossed @ layer.flat.T, atol=tolerance * np.abs(right).max())
+
+
+def test_hooi_is_that_of_tensorly():
+    from tensorly.decomposition import partial_tucker
+
+    weight = np.random.default_rng(12).standard_normal((24, 16, 3, 3))
+    start, *bases = hooi(weight, (9, 6), 0)
+    (theirs, (a, b)), _ = partial_tucker(weight, rank=[9, 6], modes=[0, 1], n_iter_max=5, init=(start, bases), tol=0)
+    ours, left, right = hooi(weight, (9, 6), 5)
+    expected = np.einsum("rsij,or,cs->ocij", theirs, a, b)
+    assert np.allclose(np.einsum("rsij,or,cs->ocij", ours, left, right), expected, atol=1e-10)
+    assert np.square(ours).sum() > np.square(start).sum()
 
 
 def correlated_layer(rng, shape):
