@@ -9,7 +9,7 @@ import pytest
 from onnxslim_opt.passes.lowrank import choose
 from onnxslim_opt.passes.lowrank.balance import balanced
 from onnxslim_opt.passes.lowrank.choose import Option
-from onnxslim_opt.passes.lowrank.goal import Goal, Totals, Whole, enough, fast_enough, savings
+from onnxslim_opt.passes.lowrank.goal import Goal, Totals, Whole, Worth, enough, fast_enough, savings
 
 
 def network(seed, layers=6):
@@ -100,3 +100,14 @@ def test_a_speed_that_no_count_reaches_is_said():
     assert count == 3 and "a speed-up of 1.30" in missing
     count, missing = enough(Goal(macs=0.2, params=0.5), Totals(100, 100, 10.0), steps, sums, lambda k: 1.0)
     assert count == 3 and missing == "all that may be split saves only 30% of the params"
+
+
+def test_parameters_alone_make_time_worth_the_same_share():
+    goal, totals, eligible = Goal(params=0.4), Totals(1000, 100, 10.0), Totals(800, 80)
+    worth = Worth.towards(goal, totals, eligible)
+    assert worth.param == pytest.approx(1 / 40)  # half of what the eligible layers have ...
+    assert worth.ms == pytest.approx(1 / 4.0)  # ... and half of their 8 milliseconds
+    assert Worth.towards(goal, Totals(1000, 100), eligible).ms == 0.0  # nothing was timed
+    assert Worth.towards(Goal(params=0.4, macs=0.3), totals, eligible).ms == 0.0
+    both = Worth.towards(Goal(params=0.4, speedup=2.0), totals, eligible)
+    assert both.ms == pytest.approx(1 / 5.0)

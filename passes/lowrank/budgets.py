@@ -27,8 +27,9 @@ def within(plan: Plan, model: Model, goal: Goal, totals: Totals, ctx: Context) -
     whole = {name: Whole(f.macs, f.params, f.ms, totals.ms_per_mac) for name, f in plan.layers.items() if f.splits}
     clock = _Clock(model, ctx)
     wanted = goal.wanted(totals)
-    tried = _ordered(plan, wanted, whole)
-    if goal.speedup is not None and sum(w > 0 for w in wanted) > 1:
+    several = sum(w > 0 for w in wanted) > 1
+    tried = _ordered(plan, wanted, whole) if several else plan
+    if goal.speedup is not None and several:
         count, saved = _expected(tried, wanted, whole)
         trust = totals.time * (1 - 1 / clock.speedup(tried, tried.steps[:count])) / saved if saved > 0 else 1.0
         tried = _ordered(plan, (wanted[0] / max(trust, 0.1), *wanted[1:]), whole)

@@ -31,6 +31,11 @@ class Goal:
         """Whether there is any."""
         return any(x is not None for x in (self.macs, self.params, self.speedup))
 
+    @property
+    def alone(self) -> bool:
+        """Whether parameters are all that is asked for."""
+        return self.params is not None and self.macs is None and self.speedup is None
+
     def wanted(self, totals: Totals) -> tuple[float, float, float]:
         """Milliseconds, MACs and parameters to save; 0 where there is no goal."""
         ms = 0.0 if self.speedup is None else totals.time * (1 - 1 / self.speedup)
@@ -66,11 +71,19 @@ class Worth:
     ms_per_mac: float = 1e-6
 
     @classmethod
-    def towards(cls, goal: Goal, totals: Totals) -> Worth:
-        """Worth under a goal; milliseconds without one."""
+    def towards(cls, goal: Goal, totals: Totals, eligible: Totals | None = None) -> Worth:
+        """Worth under a goal; milliseconds without one.
+
+        eligible: of the layers that may be split. Parameters and time lie in different layers, and a model that only
+        gets smaller is not what a split is for: where parameters alone are asked for and the model was timed, the same
+        share of the layers' time is worth as much as that of their parameters.
+        """
         if not goal.given:
             return cls(ms_per_mac=totals.ms_per_mac)
         ms, mac, param = (1 / w if w > 0 else 0.0 for w in goal.wanted(totals))
+        if eligible is not None and goal.alone and totals.ms:
+            share = min(1.0, (goal.params or 0.0) * totals.params / max(eligible.params, 1))
+            ms = 1 / max(share * totals.ms_per_mac * eligible.macs, 1e-9)
         return cls(ms, mac, param, totals.ms_per_mac)
 
     def of(self, ms: float, macs: int, params: int) -> float:

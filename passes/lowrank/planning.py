@@ -20,7 +20,7 @@ from . import budgets, choose, groups, ranks, relu, search, siblings
 from .choose import Option, Step
 from .clock import Clock
 from .forms import Form, Rank
-from .goal import Goal, Totals, Worth
+from .goal import Totals, Worth
 from .layer import Layer, candidates, read, refusal
 from .norm import Array, Norm
 from .sensitivity import sensitivities
@@ -91,7 +91,7 @@ def make(model: Model, ctx: Context, options: LowRank, forms: Sequence[Form]) ->
     sizes = probe.shapes(model, ctx.fit.first())
     found: dict[str, Found] = {}
     ready: list[Layer] = []
-    totals = _totals(model, sizes, ctx, options.goal)
+    totals = _totals(model, sizes, ctx, options)
     for node in candidates(model):
         layer = None if _refused(node, ctx) else read(node, sizes[node.inputs[0].name])
         reason = _refused(node, ctx) if layer is None else _small(layer, totals.macs, options)
@@ -101,7 +101,8 @@ def make(model: Model, ctx: Context, options: LowRank, forms: Sequence[Form]) ->
     ready = siblings.bundled(ready)
     for name in (n for layer in ready for n in layer.names[1:]):
         found.pop(name)
-    demand = _demand(ctx, options, Worth.towards(options.goal, totals))
+    eligible = Totals(sum(layer.macs for layer in ready), sum(layer.params for layer in ready))
+    demand = _demand(ctx, options, Worth.towards(options.goal, totals, eligible))
     table = norms(model, ready, ctx) if ready else iter(())
     for layer, parts in ctx.progress(table, "low rank", len(ready)):
         found[layer.node.name] = _layer(layer, parts, forms, demand, options, ctx.target.channel_multiple)
@@ -116,10 +117,10 @@ def make(model: Model, ctx: Context, options: LowRank, forms: Sequence[Form]) ->
     return replace(plan, layers=relu.refine(model, plan.layers, wanted, options.relu, ctx))
 
 
-def _totals(model: Model, sizes: Mapping[str, tuple[int, ...]], ctx: Context, goal: Goal) -> Totals:
-    whole = cost.of(model, sizes)
+def _totals(model: Model, sizes: Mapping[str, tuple[int, ...]], ctx: Context, options: LowRank) -> Totals:
+    whole, goal = cost.of(model, sizes), options.goal
     ms = 0.0
-    if goal.speedup is not None:
+    if goal.speedup is not None or (goal.alone and options.min_gain >= 0 and ctx.target.native):
         ms = latency.bench([model], ctx.fit.first(), threads=ctx.threads, timings=ctx.timings)[0].ms
     return Totals(whole.macs, whole.params, ms)
 
