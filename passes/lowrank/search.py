@@ -43,7 +43,7 @@ class Demand:
 
 @dataclass(frozen=True)
 class Trial:
-    """A form at a rank before the clock has spoken. sketch: the form's start at the highest rank tried, if nested."""
+    """A form at a rank before the clock has spoken. sketch: of `sketched`."""
 
     form: Form
     rank: Rank
@@ -60,15 +60,16 @@ def trials(layer: Layer, norm: Norm, forms: Sequence[Form], pick: Callable[[Form
     for form in forms:
         if form.refuse(layer) is None:
             chosen = list(pick(form))
-            sketch = sketched(form, layer, norm, chosen)
-            for rank, error in zip(chosen, errors(form, layer, norm, chosen, sketch, total)):
-                found.append(Trial(form, rank, error, *form.cost(layer, rank), sketch))
+            for some in [chosen] if form.nested else [[rank] for rank in chosen]:
+                sketch = sketched(form, layer, norm, some)
+                for rank, error in zip(some, errors(form, layer, norm, some, sketch, total)):
+                    found.append(Trial(form, rank, error, *form.cost(layer, rank), sketch))
     return found
 
 
 def sketched(form: Form, layer: Layer, norm: Norm, chosen: Sequence[Rank]) -> tuple[Array, ...]:
-    """The start at the highest of the ranks, which holds those at the others; nothing for a form without nesting."""
-    if not form.nested or not chosen:
+    """The start at the highest of the ranks, which holds those at the others where the form is nested."""
+    if not chosen or not (form.nested or len(chosen) == 1):
         return ()
     return tuple(form.sketch(layer, tuple(max(column) for column in zip(*chosen)), norm))
 
@@ -91,13 +92,16 @@ def errors(
         if len(form.letters) == 1:
             return fit.errors(spec, sketch, layer.weight, norm, sizes, total)
         return [fit.errors(spec, fit.cut(spec, sketch, s), layer.weight, norm, [{}], total)[0] for s in sizes]
-    return [fit.errors(spec, form.sketch(layer, r, norm), layer.weight, norm, [{}], total)[0] for r in chosen]
+    begun = [sketch or form.sketch(layer, r, norm) for r in chosen]  # a sketch is given for one rank only
+    return [fit.errors(spec, b, layer.weight, norm, [{}], total)[0] for b in begun]
 
 
 def factors(form: Form, layer: Layer, norm: Norm, rank: Rank, sketch: Sequence[Array] = ()) -> list[Array]:
-    """The factors of one option, refined as far as the flops allow. sketch: the form's start at a higher rank."""
+    """The factors of one option, refined as far as the flops allow. sketch: of `sketched`."""
     spec = form.spec(layer)
-    if form.nested and len(form.letters) == 1:
+    if sketch and not form.nested:
+        start = fit.refit(spec, sketch, layer.weight, norm)
+    elif form.nested and len(form.letters) == 1:
         begun = fit.cut(spec, sketch, dict(zip(form.letters, rank))) if sketch else form.start(layer, rank, norm)
         start = fit.refit(spec, begun, layer.weight, norm)
     else:
