@@ -1,10 +1,11 @@
 """What `-p lowrank` promises, measured: budgets, nothing slower, accuracy against MACs, data or none.
 
-    python benchmarks/lowrank.py budgets|slower|curves|aware --out DIR [NAME ...]
+    python benchmarks/lowrank.py budgets|slower|curves|picture|aware --out DIR [NAME | NAME:KEY ...]
 
-budgets: ImageNet architectures under `params=` and `speedup=`, and what they then take, in turns.
+budgets: ImageNet architectures under `params=` and `speedup=`, and what they then take, in turns (vgg16:cp is one).
 slower: the plain pass on every model: it must never return one that is slower than its input.
 curves: metric (or agreement) and SQNR against MACs, beside plain decompositions of the same size, and beside prune.
+picture: those curves as an SVG file, from the rows that were written (needs matplotlib).
 aware: layer by layer, the output error on unseen feeds of data-aware factors over that of plain ones at the same rank.
 
 Models are those of `../shared`; architectures are looked for in `--exports`. Appends rows to DIR/WHAT.jsonl and prints
@@ -29,22 +30,21 @@ from run import SHARED, Task, latency, module, runner, session, sqnr, tasks
 
 IMAGES = SHARED / "data" / "imagenet1k_256"
 ARCHITECTURES = (
-    "alexnet",
     "densenet121",
     "efficientnet_b0",
     "googlenet",
+    "mnasnet1_0",
     "mobilenet_v2",
     "mobilenet_v3_large",
+    "regnet_x_400mf",
     "resnet18",
-    "resnet50",
     "shufflenet_v2_x1_0",
     "squeezenet1_0",
-    "vgg16",
-    "vit_b_16",
 )
 AWARE = ("squeezenet1_1", "cifar10_resnet20", "yolox_nano", "kwt1", "dnsmos_sig_bak_ovr", "ppocrv3_det")
 CURVES = ("cifar10_resnet20", "squeezenet1_1", "kwt1", "vit_pgd_2_3_16")
 CUTS = (0.1, 0.25, 0.4)
+AGREED = 200  # feeds, the last ones, on which the largest output is compared
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,11 @@ class Budget:
     exclude: str = ""
     samples: int = 0
 
+    @property
+    def key(self) -> str:
+        """What tells budgets of one model apart: the forms, and whether parameters and time are asked together."""
+        return (self.forms or "mixed") + ("-both" if self.cut and self.speedup else "")
+
     def spec(self, model: Path) -> str:
         """The pass as the command line takes it."""
         parts = ["lowrank"]
@@ -75,10 +80,11 @@ class Budget:
 
 
 BUDGETS = (
-    Budget("alexnet", "5.0x fewer parameters", 5.0, 1.82),
-    Budget("vgg16", "convolutions 2.75x, mixed", 2.75, 2.05, exclude="classifier"),
-    Budget("vgg16", "convolutions 2.75x, tucker2", 2.75, 2.05, "tucker2", "classifier"),
-    Budget("vgg16", "convolutions 2.75x, cp", 2.75, 2.05, "cp", "classifier"),
+    Budget("alexnet", "5.0x fewer parameters", 5.0),
+    Budget("vgg16", "convolutions 2.75x, mixed", 2.75, exclude="classifier"),
+    Budget("vgg16", "convolutions 2.75x, tucker2", 2.75, forms="tucker2", exclude="classifier"),
+    Budget("vgg16", "convolutions 2.75x, cp", 2.75, forms="cp", exclude="classifier"),
+    Budget("vgg16", "convolutions 2.75x and 2.05x, mixed", 2.75, 2.05, exclude="classifier"),
     Budget("resnet50", "speedup=1.3, 128 feeds", speedup=1.3, samples=128),
     Budget("vit_b_16", "speedup=1.3", speedup=1.3),
 )
@@ -113,9 +119,10 @@ def budgets(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Parameters cut and time gained on large models with random weights."""
     for budget in BUDGETS:
         model = args.exports / f"{budget.name}.onnx"
-        if (args.names and budget.name not in args.names) or not model.exists():
+        known = {budget.name, f"{budget.name}:{budget.key}"}
+        if (args.names and not known & set(args.names)) or not model.exists():
             continue
-        out = args.out / f"{budget.name}-{budget.forms or 'mixed'}.onnx"
+        out = args.out / f"{budget.name}-{budget.key}.onnx"
         data = ["--data", str(IMAGES), "--samples", str(budget.samples)] if budget.samples else []
         extra = ["--timings", str(args.out / "timings.json")] + (
             ["--exclude", budget.exclude] if budget.exclude else []
@@ -173,10 +180,10 @@ def curves(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def quality(task: Task, path: Path) -> dict[str, Any]:
-    """Metric where there are labels, agreement of the largest output where not, and SQNR on the last feeds."""
+    """Metric where there are labels, agreement of the largest output where not, and SQNR on the last 24 feeds."""
     known, ours, theirs = module(task.tasks), runner(session(path, 2)), runner(session(task.model, 2))
-    feeds = list(getattr(known, task.data)())[::-1][:24]
-    found: dict[str, Any] = {"sqnr_db": round(sqnr(theirs, ours, feeds), 1)}
+    feeds = list(getattr(known, task.data)())[::-1][:AGREED]
+    found: dict[str, Any] = {"sqnr_db": round(sqnr(theirs, ours, feeds[:24]), 1)}
     if task.metric:
         return found | {"metric": round(getattr(known, task.metric)(ours), 4)}
     same = [np.argmax(next(iter(ours(f).values()))) == np.argmax(next(iter(theirs(f).values()))) for f in feeds]
@@ -241,6 +248,33 @@ def left(row: Any, lost: Any, unseen: Any, fitted: Any) -> float:
     return error / total if total > 0 else 0.0
 
 
+def picture(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """DIR/lowrank.svg: metric, or agreement, against MACs."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    from matplotlib import pyplot as plt
+
+    rows = [json.loads(line) for line in (args.out / "curves.jsonl").read_text().splitlines()]
+    models = list(dict.fromkeys(r["model"] for r in rows))
+    figure, axes = plt.subplots(1, len(models), figsize=(3.6 * len(models), 3.4), squeeze=False)
+    for axis, model in zip(axes[0], models):
+        own = [r for r in rows if r["model"] == model and r.get("macs") is not None]
+        for how in dict.fromkeys(r["how"] for r in own if r["how"] != "as it is"):
+            points = sorted((r["macs"], _score(r)) for r in own if r["how"] in ("as it is", how))
+            axis.plot(*zip(*points), marker="o", markersize=3, linewidth=1.2, label=how)
+        axis.set(title=model, xlabel="MACs left", ylabel="top-1" if "metric" in own[0] else "agreement")
+        axis.grid(alpha=0.3)
+    axes[0][0].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(args.out / "lowrank.svg")
+    yield {"picture": str(args.out / "lowrank.svg")}
+
+
+def _score(row: dict[str, Any]) -> float:
+    return float(row.get("metric", row.get("agreement", 0.0)))
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as Markdown."""
     keys = list(dict.fromkeys(k for row in rows for k in row))
@@ -252,7 +286,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     """Measure what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("what", choices=("budgets", "slower", "curves", "aware"))
+    parser.add_argument("what", choices=("budgets", "slower", "curves", "picture", "aware"))
     parser.add_argument("names", nargs="*")
     parser.add_argument("--out", type=Path, default=Path("bench-lowrank"))
     parser.add_argument("--exports", type=Path, default=Path("exports"))

@@ -7,9 +7,11 @@ import onnx_graphsurgeon as gs
 import onnxruntime as ort
 import pytest
 from onnxslim_opt.passes.lowrank import emit, fit, groups, ranks, search
+from onnxslim_opt.passes.lowrank.basis import Basis, normal
 from onnxslim_opt.passes.lowrank.layer import Layer, read, refusal
 from onnxslim_opt.passes.lowrank.lowrank import FORMS
 from onnxslim_opt.passes.lowrank.norm import Norm
+from onnxslim_opt.passes.lowrank.tensor_forms import hooi
 
 from onnxslim_opt import ir
 
@@ -154,7 +156,7 @@ def test_groups_at_low_rank_are_split_each_by_itself():
         assert np.allclose(expected[g].reshape(20, -1), lost[g], atol=1e-8)
     energies = [n.energy(w.reshape(20, -1)) for n, w in zip(norms, layer.stack)]
     left = [n.energy(d.reshape(20, -1)) for n, d in zip(norms, expected)]
-    assert groups.error(layer, lost, norms) == pytest.approx(sum(left) / sum(energies))
+    assert groups.error(lost, norms, groups.energy(layer, norms)) == pytest.approx(sum(left) / sum(energies))
     assert trial.error == pytest.approx(sum(left) / sum(energies), rel=1e-2)
     assert np.allclose(groups.shift(lost, norms), np.concatenate([d @ n.mean for d, n in zip(lost, norms)]))
 
@@ -175,9 +177,9 @@ def test_a_transposed_convolution_is_fitted_to_its_inputs():
     found = {}
     for kind, norm in (("aware", moment.repeated(layer.taps)), ("plain", Norm.identity(layer.width))):
         split, _, factors = replaced(model, form, (4,), norm)
-        lost = groups.missing(layer, form, factors)
+        lost, many = groups.missing(layer, form, factors), [moment.repeated(layer.taps)]
         found[kind] = relative(run(split, x), run(model, x)) ** 2
-        assert groups.error(layer, lost, [moment.repeated(layer.taps)]) == pytest.approx(found[kind], rel=1e-3)
+        assert groups.error(lost, many, groups.energy(layer, many)) == pytest.approx(found[kind], rel=1e-3)
     assert found["aware"] < 0.5 * found["plain"]
 
 
@@ -271,6 +273,40 @@ def test_shared_factorization_predicts_the_error_of_each_rank():
                     fit.error(layer.weight, fit.compose(spec, start), norm), rel=0.1, abs=2e-3
                 )
             assert predicted == sorted(predicted, reverse=True)
+
+
+@pytest.mark.parametrize("shape", [(24, 16, 3, 3), (20, 16, 5), (20, 16, 3, 2, 3), (24, 16)])
+@pytest.mark.parametrize("samples", [30, 3000])
+def test_normal_equations_in_blocks_are_those_of_the_whole_basis(shape, samples):
+    rng = np.random.default_rng(11)
+    layer = correlated_layer(rng, shape)
+    rows = rng.standard_normal((samples, layer.width)) + 1
+    some = Norm.of(rows.mean(0), samples, thin=rows / np.sqrt(samples))
+    assert (some.thin is None) == (2 * samples > layer.width)
+    for form in FORMS.values():
+        if form.refuse(layer) is not None:
+            continue
+        spec, factors = form.spec(layer), [rng.standard_normal(s) for s in form.shapes(layer, form.scaled(layer, 0.4))]
+        t = Basis.of(spec, factors, layer.weight.shape)
+        assert np.allclose(fit.first(spec, factors) @ t.dense, fit.compose(spec, factors).reshape(len(layer.flat), -1))
+        for norm in (Norm.identity(layer.width), some):
+            crossed = norm.apply(t.dense)
+            for single, tolerance in ((False, 1e-9), (True, 1e-4)):
+                gram, right = normal(t, layer.flat, norm, single)
+                assert np.allclose(gram, crossed @ t.dense.T, atol=tolerance * np.abs(gram).max())
+                assert np.allclose(right, crossed @ layer.flat.T, atol=tolerance * np.abs(right).max())
+
+
+def test_hooi_is_that_of_tensorly():
+    from tensorly.decomposition import partial_tucker
+
+    weight = np.random.default_rng(12).standard_normal((24, 16, 3, 3))
+    start, *bases = hooi(weight, (9, 6), 0)
+    (theirs, (a, b)), _ = partial_tucker(weight, rank=[9, 6], modes=[0, 1], n_iter_max=5, init=(start, bases), tol=0)
+    ours, left, right = hooi(weight, (9, 6), 5)
+    expected = np.einsum("rsij,or,cs->ocij", theirs, a, b)
+    assert np.allclose(np.einsum("rsij,or,cs->ocij", ours, left, right), expected, atol=1e-10)
+    assert np.square(ours).sum() > np.square(start).sum()
 
 
 def correlated_layer(rng, shape):
@@ -382,3 +418,7 @@ def test_rank_grids_are_on_the_staircase_and_save_macs():
             assert all(form.cost(layer, r)[0] <= 0.9 * layer.macs for r in found)
             assert found == sorted(set(found), reverse=True)
             assert all(x % 8 == 0 for r in found for x in r if x >= 8)
+    wide = Layer(None, "MatMul", np.zeros((384, 384)), None, True, (1, 64, 384), np.float32)
+    found = [r for (r,) in ranks.grid(FORMS["svd"], wide, 16, 0.95)]
+    assert found == sorted(set(found), reverse=True) and len(found) >= 12
+    assert all(r % (16 if r >= 64 else 8 if r >= 32 else 4 if r >= 16 else 1) == 0 for r in found)

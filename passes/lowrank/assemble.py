@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ...ir import Model
-from . import emit
-from .layer import read
+from . import siblings
 from .refit import Done
 
 if TYPE_CHECKING:
@@ -20,7 +19,7 @@ def assemble(model: Model, layers: Mapping[str, Found], chosen: Mapping[str, int
     done = []
     for name, found in layers.items():
         if name in chosen:
-            split, layer = found.splits[chosen[name]], read(nodes[name], found.size)
-            made = emit.put(model, layer, split.form.chain(layer, split.factors), split.shift, split.form.name)
-            done.append(Done(name, layer, made[-1]))
+            split, layer = found.splits[chosen[name]], siblings.again(nodes, found.names, found.size)
+            made = siblings.put(model, layer, split.form.chain(layer, split.factors), split.shift, split.form.name)
+            done += [Done(own.node.name, own, last) for own, last in made]
     return done

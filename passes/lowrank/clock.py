@@ -72,8 +72,9 @@ class Clock:
 
 
 def _bytes(layer: Layer, stages: Sequence[Stage], integers: Target | None) -> bytes:
-    model = alone(layer, stages)
-    return ir.to_bytes(model if integers is None else quantized(model, integers))
+    if integers is None:
+        return ir.to_bytes(alone(layer, stages))
+    return ir.to_bytes(quantized(alone(replace(layer, members=()), stages), integers))  # one chain: one wide product
 
 
 def _fewer(layer: Layer) -> tuple[Layer, float]:
@@ -86,24 +87,40 @@ def _fewer(layer: Layer) -> tuple[Layer, float]:
 def _shape(layer: Layer) -> tuple[Any, ...]:
     """All of a layer that its time depends on."""
     flipped = bool(layer.node.attrs.get("transB", 0))
-    return layer.op, layer.groups, flipped, np.dtype(layer.dtype).str, layer.size, layer.weight.shape, layer.geometry
+    apart = tuple(m.outputs for m in layer.members)
+    kind = np.dtype(layer.dtype).str
+    return layer.op, layer.groups, apart, flipped, kind, layer.size, layer.weight.shape, layer.geometry
 
 
 def alone(layer: Layer, stages: Sequence[Stage]) -> Model:
-    """A model of nothing but this chain, at the layer's input size, with random weights."""
+    """A model of nothing but this chain, at the layer's input size, with random weights; an output for each member."""
     dtype = np.dtype(layer.dtype)
     x, y = gs.Variable("x", dtype, list(layer.size)), gs.Variable("y", dtype, None)
     graph = gs.Graph([], [x], [y], name="layer", opset=OPSET)
     model = Model(graph, Header(ir_version=IR_VERSION, opsets={"": OPSET}))
     node = gs.Node(layer.op, "layer", dict(layer.node.attrs), [x], [])
     plain = replace(layer, node=node, bias=None, adjustable=True, slot=None)
-    bias = None
-    if layer.op != "MatMul":
-        bias = edit.constant(model, "bias", np.zeros(layer.groups * layer.outputs, dtype))
-    chain = [replace(s, weight=_noise(s.weight.shape)) for s in stages]
     edit.unlink(node)
-    edit.add(graph, *emit.chain(model, plain, chain, x, y, "", bias))
+    chain = [replace(s, weight=_noise(s.weight.shape)) for s in stages]
+    last, outputs = chain[-1], [y]
+    if layer.members:
+        outputs = [gs.Variable(f"y{k}", dtype, None) for k in range(len(layer.members))]
+    if len(outputs) > 1 and len(chain) > 1:
+        common = edit.variable(model, "shared", dtype)
+        edit.add(graph, *emit.chain(model, plain, chain[:-1], x, common, "", None))
+        x, chain = common, chain[-1:]
+    graph.outputs = outputs
+    for k, (out, rows) in enumerate(zip(outputs, _rows(layer, last.weight))):
+        bias = None if layer.op == "MatMul" else edit.constant(model, "bias", np.zeros(len(rows), dtype))
+        stages = [*chain[:-1], replace(last, weight=rows)]
+        edit.add(graph, *emit.chain(model, plain, stages, x, out, f"{k}_", bias))
     return model
+
+
+def _rows(layer: Layer, weight: np.ndarray) -> list[np.ndarray]:
+    """A last weight, member by member where the layer stands for several."""
+    ends = np.cumsum([m.outputs for m in layer.members])[:-1]
+    return np.split(weight, ends) if layer.members else [weight]
 
 
 def _noise(shape: tuple[int, ...]) -> np.ndarray:

@@ -13,12 +13,17 @@ from .layer import CONVOLUTIONS, Layer, Stage
 from .norm import Array
 
 
-def put(model: Model, layer: Layer, stages: Sequence[Stage], shift: Array | None, label: str) -> list[gs.Node]:
+def put(
+    model: Model, layer: Layer, stages: Sequence[Stage], shift: Array | None, label: str, source: Any | None = None
+) -> list[gs.Node]:
     """Replace `layer.node` by the chain; `shift` (O,) is added to the bias. Returns the new nodes.
+
+    source: what the chain reads, when it is not the layer's own input.
 
     The chain's last node writes the layer's own output tensor, so names and graph outputs stay.
     """
-    node, source, output = layer.node, layer.node.inputs[0], layer.node.outputs[0]
+    node, output = layer.node, layer.node.outputs[0]
+    source = node.inputs[0] if source is None else source
     bias = _bias(model, layer, shift)
     if layer.op == "MatMul" and shift is not None:
         _shift_add(model, layer, shift)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy import linalg
 
+from .basis import Basis, normal
 from .norm import Array, Norm
 
 ESTIMATE_JITTER = 1e-5  # relative; a redundant basis has a singular Gram matrix, and products are of single precision
@@ -23,31 +24,10 @@ def compose(spec: str, factors: Sequence[Array]) -> Array:
     return np.einsum(spec, *factors, optimize=True)
 
 
-def basis(spec: str, factors: Sequence[Array], shape: Sequence[int]) -> Array:
-    """T (q, D): what the first factor multiplies, its own indices but `o` in rows, the unfolded input in columns."""
-    head, rest, target = _parts(spec)
-    kept = [c for c in head if c != "o"]
-    size = dict(zip(target, shape))
-    terms, arrays, rows = list(rest), list(factors[1:]), []
-    for letter in kept:
-        if letter in target:  # an index that runs along with the input's: spelled by an identity
-            terms.append(letter.upper() + letter)
-            arrays.append(np.eye(size[letter]))
-            rows.append(letter.upper())
-        else:
-            rows.append(letter)
-    columns = [c for c in target if c != "o"]
-    out = np.einsum(f"{','.join(terms)}->{''.join(rows + columns)}", *arrays, optimize=True)
-    return out.reshape(int(np.prod(out.shape[: len(rows)])), -1)
-
-
 def refit(spec: str, factors: Sequence[Array], weight: Array, norm: Norm) -> list[Array]:
     """The factors with the first one, the last layer of the chain, replaced by its least-squares optimum."""
-    t = basis(spec, factors, weight.shape)
-    crossed = norm.apply(t)
-    gram = crossed @ t.T
-    target = weight.reshape(len(weight), -1) @ crossed.T
-    return with_first(spec, factors, _solve(gram, target.T).T)
+    gram, right = normal(Basis.of(spec, factors, weight.shape), weight.reshape(len(weight), -1), norm)
+    return with_first(spec, factors, _solve(gram, right).T)
 
 
 def first(spec: str, factors: Sequence[Array]) -> Array:
@@ -70,16 +50,15 @@ def cut(spec: str, factors: Sequence[Array], sizes: dict[str, int]) -> list[Arra
 
 
 def errors(
-    spec: str, factors: Sequence[Array], weight: Array, norm: Norm, sizes: Sequence[dict[str, int]]
+    spec: str, factors: Sequence[Array], weight: Array, norm: Norm, sizes: Sequence[dict[str, int]], total: float
 ) -> list[float]:
     """Relative output error after `refit`, at several ranks nested in `factors`, for the price of one.
+
+    total: energy of the weight with ridge, `norm.inner_energy`.
 
     With T's rows in the order of their rank, every rank's Gram matrix is a leading block of T M Tᵀ = C Cᵀ, its
     Cholesky factor a leading block of C, and the energy explained a running sum of the squared rows of C⁻¹ T M Wᵀ.
     """
-    t = basis(spec, factors, weight.shape)
-    flat = weight.reshape(len(weight), -1)
-    total = norm.inner_energy(flat)
     if total <= 0:
         return [0.0] * len(sizes)
     head, _, target = _parts(spec)
@@ -88,10 +67,9 @@ def errors(
     index = dict(zip(kept, np.indices(shape).reshape(len(shape), -1)))
     letter = next(c for c in kept if c not in target)
     order = np.argsort(index[letter], kind="stable")
-    t = t[order]
-    crossed = norm.estimate(t)
-    gram = (crossed @ t.T.astype(np.float32)).astype(np.float64)
-    right = (crossed @ flat.T.astype(np.float32)).astype(np.float64)
+    estimate = normal(Basis.of(spec, factors, weight.shape), weight.reshape(len(weight), -1), norm, single=True)
+    gram, right = (x.astype(np.float64)[order] for x in estimate)
+    gram = gram[:, order]
     scale = np.sqrt(np.maximum(np.diag(gram), 1e-300))
     scaled = gram / np.outer(scale, scale) + ESTIMATE_JITTER * np.eye(len(gram))
     lower = linalg.cholesky((scaled + scaled.T) / 2, lower=True, check_finite=False)

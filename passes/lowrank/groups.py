@@ -48,9 +48,13 @@ def missing(layer: Layer, form: Form, found: Sequence[Array]) -> list[Array]:
     return [p.flat - fit.compose(spec, f).reshape(p.outputs, -1) for p, f in zip(layer.parts, each)]
 
 
-def error(layer: Layer, lost: Sequence[Array], norms: Sequence[Norm]) -> float:
-    """Relative output error of what is `missing`, all groups; 0 for a layer whose output is constant."""
-    total = sum(n.energy(p.flat) for p, n in zip(layer.parts, norms))
+def energy(layer: Layer, norms: Sequence[Norm]) -> float:
+    """Energy of the layer's output, all groups."""
+    return sum(n.energy(p.flat) for p, n in zip(layer.parts, norms))
+
+
+def error(lost: Sequence[Array], norms: Sequence[Norm], total: float) -> float:
+    """Relative output error of what is `missing`, all groups, of the `energy`; 0 for an output that is constant."""
     return sum(n.energy(d) for d, n in zip(lost, norms)) / total if total > 0 else 0.0
 
 

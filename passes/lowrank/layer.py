@@ -73,6 +73,8 @@ class Layer:
     weight: (O, C, *kernel) in float64 with `alpha` of a Gemm multiplied in; of the first group where there are several:
     `stack` (G, O, C, *kernel) then holds them all, and sizes are those of one group. bias: (G·O,) or None. adjustable:
     the mean of the error can be folded into a bias (`slot` says which Add holds it for a MatMul). size: of the input.
+    members: layers that read one tensor and are taken together (`siblings`), weight and bias then those of all, each
+    member's rows divided by its `scale` (O,).
     """
 
     node: gs.Node
@@ -85,6 +87,13 @@ class Layer:
     geometry: Geometry = Geometry()
     slot: gs.Node | None = None
     stack: Array | None = None
+    members: tuple[Layer, ...] = ()
+    scale: Any = 1.0
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the nodes that it stands for."""
+        return tuple(m.node.name for m in self.members) or (self.node.name,)
 
     @property
     def groups(self) -> int:

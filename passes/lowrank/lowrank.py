@@ -120,7 +120,7 @@ class LowRank(LossyPass):
                 rows.append(_row(name, found, found.splits[chosen[name]], plan.samples))
             else:
                 reason = found.reason or "not reached at this strength"
-                rows.append({"layer": name, "skipped": reason})
+                rows += [{"layer": member, "skipped": reason} for member in found.names]
         after = refit(before, model, done, plan.macs, ctx) if self.refit else {}
         rows = [{**r, "error_in_place": after[r["layer"]]} if r["layer"] in after else r for r in rows]
         if plan.reason:
@@ -133,6 +133,7 @@ def _row(name: str, found: planning.Found, split: Split, samples: int) -> dict[s
     """What became of a layer; MACs are those of one sample, as in the whole report."""
     return {
         "layer": name,
+        "with": list(found.names[1:]),
         "form": split.form.name,
         "rank": list(split.option.rank),
         "error": split.option.error,
@@ -153,7 +154,7 @@ def _did(rows: Sequence[Mapping[str, Any]]) -> dict[str, int | float | str]:
     if not done:
         return {"layers split": 0}
     out: dict[str, int | float | str] = {
-        "layers split": len(done),
+        "layers split": sum(1 + len(r["with"]) for r in done),
         "MACs removed": sum(r["macs_before"] - r["macs_after"] for r in done),
     }
     if all(r["ms_before"] is not None for r in done):

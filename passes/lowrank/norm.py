@@ -23,6 +23,7 @@ Array = NDArray[Any]
 RIDGE_FLOOR = 1e-7
 RIDGE_PER_SAMPLE = 1e-2
 RIDGE_CEILING = 1e-2
+BLOCK = 1024  # rows in a product
 
 
 def ridge(width: int, samples: int) -> float:
@@ -52,17 +53,19 @@ class Norm:
     def of(
         cls, mean: Array, samples: int, *, second: Array | None = None, thin: Array | None = None, centre: bool = True
     ) -> Norm:
-        """From a layer's input moments: `second` (D, D) = E[x xᵀ], or `thin` (n, D) with FᵀF = E[x xᵀ]."""
+        """From a layer's input moments: `second` (D, D) = E[x xᵀ], or `thin` (n, D), the n rows seen over √n."""
         mean = np.asarray(mean, np.float64)
         width = len(mean)
+        if thin is not None and 2 * len(thin) > width:  # every product with the matrix is cheaper
+            second, thin = _product(thin), None
         if second is not None:
             core = np.asarray(second, np.float64)
             core = core - np.outer(mean, mean) if centre else core
             energy, parts = float(np.trace(core)), {"dense": (core + core.T) / 2}
         else:
-            thin = np.asarray(thin, np.float64)
-            energy = float((thin**2).sum()) - (float(mean @ mean) if centre else 0.0)
-            parts = {"thin": _centred(thin, mean) if centre else thin}
+            rows = np.asarray(thin, np.float64)
+            rows = rows - mean / np.sqrt(len(rows)) if centre else rows
+            energy, parts = float((rows**2).sum()), {"thin": rows}
         level = ridge(width, samples) * max(energy, 0.0) / width
         return cls(width, level or 1.0, mean=mean if centre else None, **parts)
 
@@ -75,17 +78,9 @@ class Norm:
             out += (x @ self.thin.T) @ self.thin
         return out
 
-    def estimate(self, x: Array) -> Array:
-        """X M (k, D) to single precision, at about half the price."""
-        out = np.float32(self.diagonal) * x.astype(np.float32)
-        if self.dense is not None:
-            out += x.astype(np.float32) @ self._single
-        elif self.thin is not None:
-            out += (x.astype(np.float32) @ self._single.T) @ self._single
-        return out
-
     @cached_property
-    def _single(self) -> Array:
+    def single(self) -> Array:
+        """The core, or its thin factor, in single precision."""
         return np.asarray(self.thin if self.dense is None else self.dense, np.float32)
 
     def inner(self, x: Array) -> Array:
@@ -133,15 +128,13 @@ class Norm:
         return replace(self, diagonal=1.0, dense=None, thin=None)
 
 
-def _centred(thin: Array, mean: Array) -> Array:
-    """A factor of FᵀF − m mᵀ, by one Householder-like rank-one correction of the rows' Gram matrix."""
-    # FᵀF − m mᵀ = Fᵀ(I − u uᵀ)F when m = Fᵀu; for a factor of samples such u exists, else it is the closest one.
-    u, *_ = np.linalg.lstsq(thin.T, mean, rcond=None)
-    length = float(u @ u)
-    if length <= 0:
-        return thin
-    scale = (1 - np.sqrt(max(0.0, 1 - length))) / length
-    return thin - scale * np.outer(u, u @ thin)
+def _product(thin: Array) -> Array:
+    """FᵀF in double precision from products of a block of rows in single."""
+    out = np.zeros((thin.shape[1], thin.shape[1]))
+    for k in range(0, len(thin), BLOCK):
+        block = thin[k : k + BLOCK].astype(np.float32)
+        out += block.T @ block
+    return out
 
 
 def _trace_out(matrix: Array, shape: tuple[int, ...], keep: tuple[int, ...], rest: tuple[int, ...]) -> Array:

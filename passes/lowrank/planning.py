@@ -12,17 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...ir import Model, cost, order
+from ...ir import Model, cost
 from ...runtime import latency, probe
-from ...runtime.session import Session
 from ..base import Context
 from ..pace import samples
-from . import choose, groups, ranks, relu, search
-from .assemble import assemble
+from . import budgets, choose, groups, ranks, relu, search, siblings
 from .choose import Option, Step
 from .clock import Clock
 from .forms import Form, Rank
-from .goal import Goal, Totals, Worth, enough
+from .goal import Totals, Worth
 from .layer import Layer, candidates, read, refusal
 from .norm import Array, Norm
 from .sensitivity import sensitivities
@@ -33,7 +31,7 @@ if TYPE_CHECKING:
 
 SMALL_SHARE = 0.002  # of the model's MACs: a layer below it cannot repay the call of another node
 MOST_MACS = 0.95
-OPTIONS = 6  # along one layer's hull, at most: each has to be fitted
+OPTIONS = 6  # along one layer's hull, at most: each has to be fitted (twice as many where kernels are 1)
 
 
 @dataclass(frozen=True)
@@ -54,10 +52,14 @@ class Split:
 
 @dataclass(frozen=True)
 class Found:
-    """What was found about one layer: splits along its hull, or the reason why there are none."""
+    """What was found about one layer: splits along its hull, or the reason why there are none.
+
+    names: of the nodes, several where products with one input share a first factor.
+    """
 
     splits: tuple[Split, ...] = ()
     reason: str = ""
+    names: tuple[str, ...] = ()
     size: tuple[int, ...] = ()
     macs: int = 0
     params: int = 0
@@ -89,52 +91,38 @@ def make(model: Model, ctx: Context, options: LowRank, forms: Sequence[Form]) ->
     sizes = probe.shapes(model, ctx.fit.first())
     found: dict[str, Found] = {}
     ready: list[Layer] = []
-    totals = _totals(model, sizes, ctx, options.goal)
+    totals = _totals(model, sizes, ctx, options)
     for node in candidates(model):
         layer = None if _refused(node, ctx) else read(node, sizes[node.inputs[0].name])
         reason = _refused(node, ctx) if layer is None else _small(layer, totals.macs, options)
-        found[node.name] = Found(reason=reason or "")
+        found[node.name] = Found(reason=reason or "", names=(node.name,))
         if layer is not None and not reason:
             ready.append(layer)
-    demand = _demand(ctx, options, Worth.towards(options.goal, totals))
+    ready = siblings.bundled(ready)
+    for name in (n for layer in ready for n in layer.names[1:]):
+        found.pop(name)
+    eligible = Totals(sum(layer.macs for layer in ready), sum(layer.params for layer in ready))
+    demand = _demand(ctx, options, Worth.towards(options.goal, totals, eligible))
     table = norms(model, ready, ctx) if ready else iter(())
     for layer, parts in ctx.progress(table, "low rank", len(ready)):
         found[layer.node.name] = _layer(layer, parts, forms, demand, options, ctx.target.channel_multiple)
-    found = _weigh(model, found, ctx)
-    hulls = {name: [s.option for s in f.splits] for name, f in found.items() if f.splits}
-    plan = Plan(found, tuple(choose.order(hulls)), "", totals.macs, samples(model, sizes))
-    if not hulls:
+    found = _weigh(model, found, totals.macs, ctx)
+    plan = Plan(found, tuple(choose.order(budgets.hulls(found))), "", totals.macs, samples(model, sizes))
+    if not plan.steps:
         return replace(plan, reason="nothing pays here" if found else "")
-    plan = _within(plan, model, hulls, options.goal, totals, ctx) if options.goal.given else plan
+    plan = budgets.within(plan, model, options.goal, totals, ctx) if options.goal.given else plan
     wanted: dict[str, list[int]] = {}
     for step in plan.steps:
         wanted.setdefault(step.layer, []).append(step.index)
     return replace(plan, layers=relu.refine(model, plan.layers, wanted, options.relu, ctx))
 
 
-def _totals(model: Model, sizes: Mapping[str, tuple[int, ...]], ctx: Context, goal: Goal) -> Totals:
-    whole = cost.of(model, sizes)
+def _totals(model: Model, sizes: Mapping[str, tuple[int, ...]], ctx: Context, options: LowRank) -> Totals:
+    whole, goal = cost.of(model, sizes), options.goal
     ms = 0.0
-    if goal.speedup is not None:
+    if goal.speedup is not None or (goal.alone and options.min_gain >= 0 and ctx.target.native):
         ms = latency.bench([model], ctx.fit.first(), threads=ctx.threads, timings=ctx.timings)[0].ms
     return Totals(whole.macs, whole.params, ms)
-
-
-def _within(
-    plan: Plan, model: Model, hulls: Mapping[str, Sequence[Option]], goal: Goal, totals: Totals, ctx: Context
-) -> Plan:
-    """The steps that the goal needs, and no more."""
-    feed, original = ctx.fit.first(), Session(model, threads=ctx.threads)
-
-    def speedup(steps: Sequence[Step]) -> float:
-        trial = model.copy()
-        assemble(trial, plan.layers, choose.taken(steps))
-        order.sort(trial)
-        return latency.compare(original, trial, feed, threads=ctx.threads, timings=ctx.timings, seconds=1.0).speedup
-
-    whole = {name: (f.macs, f.params) for name, f in plan.layers.items() if f.splits}
-    count, missing = enough(goal, totals, plan.steps, hulls, whole, speedup)
-    return replace(plan, steps=plan.steps[:count], reason=missing)
 
 
 def _refused(node: Any, ctx: Context) -> str | None:
@@ -159,15 +147,18 @@ def _layer(
 ) -> Found:
     """The hull of one layer with its factors."""
     tried = groups.trials(layer, norms, forms, _picker(layer, norms[0], demand, options, multiple))
-    about = Found(size=layer.size, macs=layer.macs, params=layer.params)
+    about = Found(names=layer.names, size=layer.size, macs=layer.macs, params=layer.params)
     if not tried:
         return replace(about, reason="no form serves it")
     hull, ms = search.survey(layer, tried, demand)
     if not hull:
         return replace(about, ms=ms, reason=_why(layer, tried, demand, ms))
-    hull = [_best(hull, options)] if options.ranked else choose.thinned(hull, OPTIONS)
+    hull = (
+        [_best(hull, options)] if options.ranked else choose.thinned(hull, OPTIONS if layer.taps > 1 else 2 * OPTIONS)
+    )
     table = {(t.form.name, t.rank): t for t in tried}
-    splits = tuple(_split(layer, norms, table[o.form, o.rank], o) for o in hull)
+    total = groups.energy(layer, norms)
+    splits = tuple(_split(layer, norms, table[o.form, o.rank], o, total) for o in hull)
     return replace(about, ms=ms, splits=splits)
 
 
@@ -190,10 +181,10 @@ def _best(hull: Sequence[Option], options: LowRank) -> Option:
     return min(hull, key=lambda o: (o.error, -o.saved))
 
 
-def _split(layer: Layer, norms: Sequence[Norm], trial: search.Trial, option: Option) -> Split:
+def _split(layer: Layer, norms: Sequence[Norm], trial: search.Trial, option: Option, total: float) -> Split:
     found = groups.factors(layer, norms, trial)
     lost = groups.missing(layer, trial.form, found)
-    error = groups.error(layer, lost, norms)
+    error = groups.error(lost, norms, total)
     single = tuple(f.astype(layer.dtype) for f in found)
     return Split(trial.form, replace(option, error=error, damage=error), single, groups.shift(lost, norms))
 
@@ -211,11 +202,11 @@ def _why(layer: Layer, tried: Sequence[search.Trial], demand: search.Demand, ms:
     return f"nothing pays here: no form saved {demand.gain:.0%}{took}"
 
 
-def _weigh(model: Model, found: Mapping[str, Found], ctx: Context) -> dict[str, Found]:
+def _weigh(model: Model, found: Mapping[str, Found], macs: int, ctx: Context) -> dict[str, Found]:
     """Errors times sensitivities: damage to the model's outputs that can be compared between layers."""
     split = {name: f for name, f in found.items() if f.splits}
     if len(split) > 1:
-        weights = sensitivities(model, split, ctx)
+        weights = sensitivities(model, split, macs, ctx)
     else:
         weights = dict.fromkeys(split, 1.0)
     out = dict(found)

@@ -8,20 +8,26 @@ import numpy as np
 
 from . import evbmf
 from .forms import Form, Rank
-from .layer import Layer
+from .layer import CONVOLUTIONS, Layer
 
 # MACs of a split as a share of the layer's own, from hardly worth it to brutal
 MACS_GRID = (0.85, 0.75, 0.65, 0.55, 0.45, 0.36, 0.28, 0.21, 0.15, 0.1)
+FINE_GRID = (0.94, *MACS_GRID[:1], 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5, *MACS_GRID[4:])  # where ranks may be close
 ENERGY_GRID = 24
 
 
-def rounded(rank: Rank, full: Rank, multiple: int) -> Rank:
-    """Ranks on the staircase of the kernels: multiples of `multiple`, of 8 below it, anything below 8."""
-    return tuple(_round(r, top, multiple) for r, top in zip(rank, full))
+def rounded(rank: Rank, full: Rank, multiple: int, fine: bool = False) -> Rank:
+    """Ranks on the staircase of the kernels: multiples of `multiple`, of 8 below it, anything below 8.
+
+    fine: steps of a quarter of the rank at most, for products of matrices, which have no blocks of channels to fill.
+    """
+    return tuple(_round(r, top, multiple, fine) for r, top in zip(rank, full))
 
 
-def _round(rank: int, full: int, multiple: int) -> int:
+def _round(rank: int, full: int, multiple: int, fine: bool) -> int:
     step = multiple if rank >= multiple else 8 if rank >= 8 else 1
+    while fine and step > 1 and 4 * step > rank:
+        step //= 2
     return max(1, min(full, round(rank / step) * step))
 
 
@@ -39,16 +45,18 @@ def at_share(form: Form, layer: Layer, share: float) -> Rank:
 
 def grid(form: Form, layer: Layer, multiple: int, most: float) -> list[Rank]:
     """Candidate ranks, highest first, none above `most` of the layer's MACs."""
-    step = 1 if form.letters == "t" else multiple
-    ranks = [rounded(at_share(form, layer, s), form.full(layer), step) for s in MACS_GRID[form.every - 1 :: form.every]]
+    step, fine = 1 if form.letters == "t" else multiple, layer.op not in CONVOLUTIONS
+    shares = FINE_GRID if fine else MACS_GRID[form.every - 1 :: form.every]
+    ranks = [rounded(at_share(form, layer, s), form.full(layer), step, fine) for s in shares]
     return [r for r in dict.fromkeys(ranks) if form.cost(layer, r)[0] <= most * layer.macs]
 
 
 def between(form: Form, layer: Layer, multiple: int) -> list[Rank]:
     """A fine grid up to the full rank, lowest first, for the search of an energy."""
     step = 1 if form.letters == "t" else multiple
+    fine = layer.op not in CONVOLUTIONS
     shares = np.geomspace(0.02, 1.0, ENERGY_GRID)
-    return list(dict.fromkeys(rounded(form.scaled(layer, float(s)), form.full(layer), step) for s in shares))
+    return list(dict.fromkeys(rounded(form.scaled(layer, float(s)), form.full(layer), step, fine) for s in shares))
 
 
 def given(form: Form, layer: Layer, rank: float, multiple: int) -> Rank:

@@ -22,8 +22,9 @@ from ...ir import Model, edit
 from ...runtime import moments
 from ...runtime.feeds import Feeds
 from ..base import Context
-from . import fit
-from .layer import Layer, read
+from . import fit, siblings
+from .basis import Basis
+from .layer import Layer
 from .norm import Array, ridge
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def refine(
     wanted: indices of the splits to look at, by node name. behind: whether to fit to what comes behind activations.
     """
     nodes = {n.name: n for n in model.graph.nodes}
-    layers = {name: read(nodes[name], found[name].size) for name in wanted}
+    layers = {name: siblings.again(nodes, found[name].names, found[name].size) for name in wanted}
     layers = {name: layer for name, layer in layers.items() if layer.groups == 1 and layer.op != "ConvTranspose"}
     out = dict(found)
     rectified = {n: layer for n, layer in layers.items() if behind and ceiling(model, layer) is not None}
@@ -89,7 +90,7 @@ def ceiling(model: Model, layer: Layer) -> float | None:
     """Where the activation right behind the layer stops to rise: inf for Relu, Clip's maximum; None for no such one."""
     node = layer.node if layer.slot is None else layer.slot
     output = node.outputs[0]
-    if not layer.adjustable or len(output.outputs) != 1 or edit.is_output(model, output):
+    if layer.members or not layer.adjustable or len(output.outputs) != 1 or edit.is_output(model, output):
         return None
     reader: gs.Node = output.outputs[0]
     if reader.op == "Relu":
@@ -113,7 +114,7 @@ def rectify(layer: Layer, split: Split, x: Array, top: float) -> Split:
     factors = [np.asarray(f, np.float64) for f in split.factors]
     own = np.zeros(layer.outputs) if layer.bias is None else np.asarray(layer.bias, np.float64)
     y = x @ layer.flat.T.astype(np.float32) + own
-    read_by = x @ fit.basis(spec, factors, layer.weight.shape).T.astype(np.float32)
+    read_by = x @ Basis.of(spec, factors, layer.weight.shape).dense.T.astype(np.float32)
     h = np.concatenate([read_by, np.ones((len(x), 1), np.float32)], 1).astype(np.float64)
     moved = np.zeros(layer.outputs) if split.shift is None else split.shift
     start = np.concatenate([fit.first(spec, factors), (own + moved)[:, None]], 1)

@@ -43,7 +43,7 @@ class Demand:
 
 @dataclass(frozen=True)
 class Trial:
-    """A form at a rank before the clock has spoken. sketch: the form's start at the highest rank tried, if nested."""
+    """A form at a rank before the clock has spoken. sketch: of `sketched`."""
 
     form: Form
     rank: Rank
@@ -56,39 +56,52 @@ class Trial:
 def trials(layer: Layer, norm: Norm, forms: Sequence[Form], pick: Callable[[Form], Sequence[Rank]]) -> list[Trial]:
     """Every form that serves the layer at the ranks that `pick` gives, with errors after the refit."""
     found: list[Trial] = []
+    total = norm.inner_energy(layer.flat)
     for form in forms:
         if form.refuse(layer) is None:
             chosen = list(pick(form))
-            sketch = sketched(form, layer, norm, chosen)
-            for rank, error in zip(chosen, errors(form, layer, norm, chosen, sketch)):
-                found.append(Trial(form, rank, error, *form.cost(layer, rank), sketch))
+            for some in [chosen] if form.nested else [[rank] for rank in chosen]:
+                sketch = sketched(form, layer, norm, some)
+                for rank, error in zip(some, errors(form, layer, norm, some, sketch, total)):
+                    found.append(Trial(form, rank, error, *form.cost(layer, rank), sketch))
     return found
 
 
 def sketched(form: Form, layer: Layer, norm: Norm, chosen: Sequence[Rank]) -> tuple[Array, ...]:
-    """The start at the highest of the ranks, which holds those at the others; nothing for a form without nesting."""
-    if not form.nested or not chosen:
+    """The start at the highest of the ranks, which holds those at the others where the form is nested."""
+    if not chosen or not (form.nested or len(chosen) == 1):
         return ()
     return tuple(form.sketch(layer, tuple(max(column) for column in zip(*chosen)), norm))
 
 
-def errors(form: Form, layer: Layer, norm: Norm, chosen: Sequence[Rank], sketch: Sequence[Array] = ()) -> list[float]:
-    """Relative output error of a form at several ranks, the last factor refitted."""
+def errors(
+    form: Form,
+    layer: Layer,
+    norm: Norm,
+    chosen: Sequence[Rank],
+    sketch: Sequence[Array] = (),
+    total: float | None = None,
+) -> list[float]:
+    """Relative output error of a form at several ranks, the last factor refitted. total: the layer's energy."""
     if not chosen:
         return []
+    total = norm.inner_energy(layer.flat) if total is None else total
     spec, sizes = form.spec(layer), [dict(zip(form.letters, r)) for r in chosen]
     if form.nested:
         sketch = sketch or sketched(form, layer, norm, chosen)
         if len(form.letters) == 1:
-            return fit.errors(spec, sketch, layer.weight, norm, sizes)
-        return [fit.errors(spec, fit.cut(spec, sketch, s), layer.weight, norm, [{}])[0] for s in sizes]
-    return [fit.errors(spec, form.sketch(layer, r, norm), layer.weight, norm, [{}])[0] for r in chosen]
+            return fit.errors(spec, sketch, layer.weight, norm, sizes, total)
+        return [fit.errors(spec, fit.cut(spec, sketch, s), layer.weight, norm, [{}], total)[0] for s in sizes]
+    begun = [sketch or form.sketch(layer, r, norm) for r in chosen]  # a sketch is given for one rank only
+    return [fit.errors(spec, b, layer.weight, norm, [{}], total)[0] for b in begun]
 
 
 def factors(form: Form, layer: Layer, norm: Norm, rank: Rank, sketch: Sequence[Array] = ()) -> list[Array]:
-    """The factors of one option, refined as far as the flops allow. sketch: the form's start at a higher rank."""
+    """The factors of one option, refined as far as the flops allow. sketch: of `sketched`."""
     spec = form.spec(layer)
-    if form.nested and len(form.letters) == 1:
+    if sketch and not form.nested:
+        start = fit.refit(spec, sketch, layer.weight, norm)
+    elif form.nested and len(form.letters) == 1:
         begun = fit.cut(spec, sketch, dict(zip(form.letters, rank))) if sketch else form.start(layer, rank, norm)
         start = fit.refit(spec, begun, layer.weight, norm)
     else:

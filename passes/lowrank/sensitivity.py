@@ -15,40 +15,43 @@ import numpy as np
 from ...ir import Model, order
 from ...runtime.session import Session
 from ..base import Context
-from . import emit
-from .layer import read
+from . import siblings
 
 if TYPE_CHECKING:
     from .planning import Found
 
-FEEDS = 4  # at most, and enough for as many samples
+SAMPLES, MOST = 4, 64  # as few where the model is large, up to as many where all trials together stay within `WORK`
+WORK = 3e11  # MACs
 FEWEST = 2  # feeds, however large their batches
 FLOOR = 1e-9  # a layer without any effect is split first, not infinitely gladly
 REFERENCE_ERROR = 0.05
 
 
-def sensitivities(model: Model, found: Mapping[str, Found], ctx: Context) -> dict[str, float]:
-    """Relative output MSE of the model for each unit of relative output MSE of the layer, by node name."""
-    feeds = list(ctx.fit.spread(feeds_for(ctx.fit.first())))
+def sensitivities(model: Model, found: Mapping[str, Found], macs: int, ctx: Context) -> dict[str, float]:
+    """Relative output MSE of the model for each unit of relative output MSE of the layer, by node name.
+
+    macs: of the model on one feed.
+    """
+    feeds = list(ctx.fit.spread(feeds_for(ctx.fit.first(), macs * (len(found) + 1))))
     reference = outputs(model, feeds, ctx.workers)
     out = {}
     for name in ctx.progress(list(found), "sensitivity", len(found)):
         row = found[name]
         split = min(row.splits, key=lambda s: abs(np.log(max(s.option.error, 1e-12) / REFERENCE_ERROR)))
         trial = model.copy()
-        node = next(n for n in trial.graph.nodes if n.name == name)
-        layer = read(node, row.size)
-        emit.put(trial, layer, split.form.chain(layer, split.factors), split.shift, split.form.name)
+        layer = siblings.again({n.name: n for n in trial.graph.nodes}, row.names, row.size)
+        siblings.put(trial, layer, split.form.chain(layer, split.factors), split.shift, split.form.name)
         order.sort(trial)
         moved = change(reference, outputs(trial, feeds, ctx.workers))
         out[name] = max(moved / max(split.option.error, 1e-12), FLOOR)
     return out
 
 
-def feeds_for(feed: Mapping[str, Any]) -> int:
-    """How many feeds make `FEEDS` samples: fewer where each of them is a batch."""
-    batch = min((np.shape(v)[0] for v in feed.values() if np.ndim(v) > 1), default=1)
-    return max(FEWEST, -(-FEEDS // max(batch, 1)))
+def feeds_for(feed: Mapping[str, Any], macs: int) -> int:
+    """How many feeds to look at, each of which costs so many MACs: fewer where each of them is a batch."""
+    batch = max(1, min((np.shape(v)[0] for v in feed.values() if np.ndim(v) > 1), default=1))
+    affordable = min(int(WORK // max(macs, 1)), -(-MOST // batch))
+    return max(FEWEST, -(-SAMPLES // batch), affordable)
 
 
 def outputs(model: Model, feeds: Sequence[Mapping[str, Any]], threads: int) -> list[list[np.ndarray]]:

@@ -1,4 +1,4 @@
-"""Splits that come from tensor decompositions, computed by tensorly: Tucker-2 and CP.
+"""Splits that come from tensor decompositions: Tucker-2 by HOOI, and CP computed by tensorly.
 
 Both run on the weight with its input channels whitened by the data (W ×₁ Lᵀ, L Lᵀ the channel moment), so that
 HOOI and ALS minimise an output error rather than a weight error; the factors are refined afterwards on the full
@@ -51,19 +51,9 @@ class Tucker2(Form):
         return [left, core, _unwhiten(right, lower)]
 
     def start(self, layer: Layer, rank: Rank, norm: Norm) -> list[Array]:
-        from tensorly.decomposition import partial_tucker
-
         weighted, lower = _whitened(layer, norm)
-        core, left, right = _hosvd(weighted, rank)
-        (core, (left, right)), _ = partial_tucker(
-            weighted,
-            rank=list(rank),
-            modes=[0, 1],
-            n_iter_max=HOOI_ITERATIONS,
-            init=(core, [left, right]),
-            tol=1e-4,
-        )
-        return [np.asarray(left), np.asarray(core), _unwhiten(right, lower)]
+        core, left, right = hooi(weighted, rank)
+        return [left, core, _unwhiten(right, lower)]
 
     def stages(self, layer: Layer, factors: Sequence[Array]) -> list[Stage]:
         outer, core, inner = factors
@@ -134,15 +124,33 @@ class Cp(Form):
         return chain
 
 
+def hooi(weight: Array, rank: Rank, iterations: int = HOOI_ITERATIONS) -> tuple[Array, Array, Array]:
+    """(core, U_out, U_in) of the two channel modes by higher-order orthogonal iteration from the HOSVD.
+
+    The same iteration as tensorly's `partial_tucker`, which decomposes the unfoldings as a whole where only their left
+    vectors are wanted.
+    """
+    core, left, right = _hosvd(weight, rank)
+    for _ in range(iterations):
+        left = _leading(np.einsum("oc...,cs->os...", weight, right, optimize=True), 0, rank[0])
+        right = _leading(np.einsum("oc...,or->rc...", weight, left, optimize=True), 1, rank[1])
+    core = np.einsum("oc...,or,cs->rs...", weight, left, right, optimize=True)
+    return core, left, right
+
+
 def _hosvd(weight: Array, rank: Rank) -> tuple[Array, Array, Array]:
-    """(core, U_out, U_in) of the two channel modes, from the eigenvectors of their Gram matrices."""
-    bases = []
-    for mode in (0, 1):
-        flat = np.moveaxis(weight, mode, 0).reshape(weight.shape[mode], -1)
-        _, vectors = linalg.eigh(flat @ flat.T)
-        bases.append(vectors[:, ::-1][:, : rank[mode]])
-    core = np.einsum("oc...,or,cs->rs...", weight, *bases, optimize=True)
-    return core, bases[0], bases[1]
+    """(core, U_out, U_in) of the two channel modes, each by itself."""
+    left, right = (_leading(weight, mode, rank[mode]) for mode in (0, 1))
+    core = np.einsum("oc...,or,cs->rs...", weight, left, right, optimize=True)
+    return core, left, right
+
+
+def _leading(tensor: Array, mode: int, rank: int) -> Array:
+    """The leading left singular vectors of a mode's unfolding, from its Gram matrix."""
+    flat = np.moveaxis(tensor, mode, 0).reshape(tensor.shape[mode], -1)
+    size = len(flat)
+    _, vectors = linalg.eigh(flat @ flat.T, subset_by_index=[size - rank, size - 1], check_finite=False)
+    return np.asarray(vectors[:, ::-1])
 
 
 def _whitened(layer: Layer, norm: Norm) -> tuple[Array, Array]:
