@@ -25,7 +25,7 @@ PART = 0.01  # of all noise: quieter groups are left as they are
 BETTER = 0.9  # of the noise before: less gained on so few feeds is chance
 MOVES = 8  # of one end in one direction, for as long as each gains
 USUAL = 8  # runs a group: most gain nothing
-BUDGET = 10**12  # multiply-accumulates spent on this, about as much as calibration takes
+BUDGET = 3 * 10**11  # multiply-accumulates spent on this: about ten seconds
 
 Ends = tuple[float, float]
 
@@ -34,7 +34,8 @@ def tune(
     model: Model, placement: Placement, stats: Statistics, noise: Mapping[str, float], feeds: Feeds, ctx: Context
 ) -> dict[str, float]:
     """Put better ranges into `stats.limits`; returns the noise with these, loudest first."""
-    groups = {g: placement.groups()[g] for g in _loud(model, placement, stats, noise)}
+    runs = BUDGET // max(int(cost.of(model, stats.shapes).macs), 10**6)
+    groups = {g: placement.groups()[g] for g in _loud(placement, stats, noise, runs // (FEEDS * USUAL))}
     found = dict(noise)
     if groups:
         trial = _Trial(model, groups, stats, feeds, ctx)
@@ -46,10 +47,8 @@ def tune(
     return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
 
 
-def _loud(model: Model, placement: Placement, stats: Statistics, noise: Mapping[str, float]) -> list[str]:
+def _loud(placement: Placement, stats: Statistics, noise: Mapping[str, float], most: int) -> list[str]:
     """Groups worth it: among the loudest, of ranges that calibration chose and nobody fixed."""
-    runs = BUDGET // max(cost.of(model).macs, 10**6)
-    most = min(LOUDEST, runs // (FEEDS * USUAL))
     total = sum(noise.values())
     named = {n for n in placement.decisions if n in stats.methods}
     free = [
@@ -58,7 +57,7 @@ def _loud(model: Model, placement: Placement, stats: Statistics, noise: Mapping[
         if noise.get(g, 0.0) > PART * total
         and not any(placement.decisions[n].how == "fixed" or n in named for n in members)
     ]
-    return sorted(free, key=lambda g: (-noise[g], g))[:most]
+    return sorted(free, key=lambda g: (-noise[g], g))[: min(most, LOUDEST)]
 
 
 def _descend(trial: _Trial, group: str, seen: Sequence[calibrate.Seen], ends: Ends) -> tuple[Ends | None, float]:
