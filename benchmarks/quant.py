@@ -37,6 +37,7 @@ GREEDY = 4e5
 """Input elements above which the percentile calibrator of ONNX Runtime, which keeps all activations, is left out."""
 FEEDS, UNSEEN = 128, 24
 OPSET = 13
+TOOLS = ["onnxslim-opt", *CONFIGS]
 STEPS = ["make", "score", "time"]
 Rows = dict[str, dict[str, Any]]
 KINDS = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(int32)": np.int32}
@@ -118,8 +119,10 @@ def run_peer(python: str, config: str, model: Path, feeds: Path, out: Path) -> d
 def make(task: Task, folder: Path, args: argparse.Namespace, peers: dict[str, str]) -> dict[str, dict[str, Any]]:
     """{what made it: how that went}; the models lie in `folder`."""
     calibration = write_feeds(feeds_of(task), folder / "feeds")
-    ours = run_ours(task, folder / "onnxslim-opt.onnx", calibration, args.passes, args.extra.split())
-    rows = {"onnxslim-opt": ours}
+    rows = held(folder, "make")
+    if "onnxslim-opt" in args.tools:
+        ours = run_ours(task, folder / "onnxslim-opt.onnx", calibration, args.passes, args.extra.split())
+        rows = {"onnxslim-opt": ours} | {k: v for k, v in rows.items() if k != "onnxslim-opt"}
     model = raised(task.model, folder)
     for tool, python in peers.items():
         for config in CONFIGS[tool]:
@@ -268,9 +271,11 @@ def main() -> None:
     parser.add_argument("--extra", default="", help="further options of `onnxslim opt`")
     parser.add_argument("--peer", action="append", default=[], help="TOOL=PYTHON")
     parser.add_argument("--steps", type=lambda text: text.split(","), default=STEPS, help="of make, score and time")
+    parser.add_argument("--tools", type=lambda text: text.split(","), default=TOOLS, help="to make files with")
     parser.add_argument("--seconds", type=float, default=12.0, help="of timing for each model")
     args = parser.parse_intermixed_args()
     peers = interpreters(args.peer) if "make" in args.steps else {}
+    peers = {tool: python for tool, python in peers.items() if tool in args.tools}
     for task in chosen(args.names):
         folder = args.out.resolve() / task.name
         folder.mkdir(parents=True, exist_ok=True)
