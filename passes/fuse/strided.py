@@ -24,7 +24,7 @@ def _rows(rw: Rewriter, node: gs.Node) -> Outcome:
             continue
         count, k = start
         sizes = rw.static_tail(flat.inputs[0], 1 - (rw.rank(flat.inputs[0]) or 1))
-        even = bool(sizes) and int(np.prod(sizes)) % k == 0
+        even = sizes is not None and int(np.prod(sizes)) % k == 0
         if not even or not np.array_equal(inside.reshape(-1), np.arange(k)) or rw.rank(total.outputs[0]) != inside.ndim:
             continue
         table = rw.insert(node, "Reshape", [flat.inputs[0], rw.constant("rows", np.array([-1, k]))])
