@@ -16,6 +16,7 @@ from .dead import Fold
 from .grouping import Groups
 from .layers import Layer, layers, matrix
 from .order import Order
+from .pacing import Pace
 from .score import Curvature, curvature
 from .stats import Target
 
@@ -37,6 +38,7 @@ class Plan:
     feeds: Feeds | None = None
     held_back: str = ""
     folds: dict[str, Fold] = field(default_factory=dict)
+    pace: Pace | None = None
 
 
 def fitting_feeds(ctx: Context) -> Feeds:

@@ -16,6 +16,7 @@ from . import plan as planning
 from .amount import Amount, chosen
 from .cut import alive_after, cut
 from .order import Order, greedy
+from .pacing import pace
 from .plan import Plan
 from .refit import refit
 
@@ -39,6 +40,9 @@ class Prune(LossyPass):
     macs: float | None = field(default=None, metadata={"help": "share of the MACs to remove", "min": 0, "max": 0.99})
     params: float | None = field(
         default=None, metadata={"help": "share of the parameters to remove", "min": 0, "max": 0.99}
+    )
+    speedup: float | None = field(
+        default=None, metadata={"help": "how many times as fast the model is to run, measured here, e.g. 1.5", "min": 1}
     )
     criterion: str = field(
         default="auto",
@@ -76,17 +80,19 @@ class Prune(LossyPass):
     )
 
     def __post_init__(self) -> None:
-        given = [n for n in ("ratio", "macs", "params") if getattr(self, n) is not None]
+        given = [n for n in ("ratio", "macs", "params", "speedup") if getattr(self, n) is not None]
         if len(given) > 1:
             raise OptionError(f"prune: give one of {' and '.join(given)}, not both")
+        if self.speedup is not None and self.scope != "global":
+            raise OptionError("prune: speedup chooses over the whole model; leave out scope")
         if given and self.lossless:
             raise OptionError(f"prune: lossless removes what is dead and nothing else; leave out {given[0]}")
         overrides.parse(self.shares)
 
     @property
     def explicit(self) -> bool:
-        """Whether ratio, macs or params says how much (or only what is dead may go)."""
-        return self.lossless or any(x is not None for x in (self.ratio, self.macs, self.params))
+        """Whether ratio, macs, params or speedup says how much (or only what is dead may go)."""
+        return self.lossless or any(x is not None for x in (self.ratio, self.macs, self.params, self.speedup))
 
     @property
     def amount(self) -> Amount:
@@ -127,6 +133,9 @@ class Prune(LossyPass):
             pairs = energy.shares(model, found.flow, {c.node for c in curves}, feeds, ctx)
             extra = sensitivity.apply(model, found, kinds, curves, pairs, feeds, ctx)
         fixed = overrides.of_families(found, overrides.parse(self.shares))
+        if self.speedup is not None:
+            timed = pace(model, found, curves, extra, self.speedup, *self._rounding(ctx), ctx, fixed)
+            return Plan(found, timed.steps.order, kinds, goals if self.refit and real else {}, feeds, pace=timed)
         order = greedy(found, curves, extra, self.scope, self._enough(len(found.units)), self._currency, fixed)
         return Plan(found, order, kinds, goals if self.refit and real else {}, feeds)
 
@@ -173,8 +182,13 @@ class Prune(LossyPass):
     def _gone(self, plan: Plan, strength: float, ctx: Context) -> np.ndarray:
         if self.lossless or plan.held_back:
             return np.array(plan.order.units, np.int64)
-        multiple = ctx.target.channel_multiple if self.round_to is None else self.round_to
-        return chosen(plan.groups, plan.order, self.amount, strength, multiple, self.round_to is not None)
+        if plan.pace is not None:
+            return np.array(plan.pace.units(strength), np.int64)
+        return chosen(plan.groups, plan.order, self.amount, strength, *self._rounding(ctx))
+
+    def _rounding(self, ctx: Context) -> tuple[int, bool]:
+        """What channel counts are multiples of, and whether the user said so."""
+        return (ctx.target.channel_multiple, False) if self.round_to is None else (self.round_to, True)
 
     def _kept(self, plan: Plan, gone: np.ndarray) -> dict[str, np.ndarray]:
         """Which outputs of every layer are left."""
