@@ -109,6 +109,38 @@ def test_the_loudest_tensors_are_left_float_to_hold_the_floor():
     assert "dB alone" in plan.describe()
 
 
+def masked(width=16):
+    """Attention whose scores get the least float added where `mask` is 0: inputs x [1, 8, 16], mask [1, 8]."""
+    net = Net()
+    q, k, v = (
+        net.add("MatMul", "x", net.const(net.rng.standard_normal((width, width)).astype(np.float32) / 4))
+        for _ in range(3)
+    )
+    nowhere = net.add("Mul", net.add("Sub", net.const(np.float32(1)), "mask"), net.const(np.float32(-3e38)))
+    scores = net.add("Add", net.add("MatMul", q, net.add("Transpose", k, perm=[0, 2, 1])), nowhere, out="scores")
+    o = net.add("MatMul", net.add("Softmax", scores, axis=-1), v)
+    net.add("MatMul", o, net.const(net.rng.standard_normal((width, width)).astype(np.float32) / 4), out="y")
+    return net.model({"x": [1, 8, width], "mask": [1, 8]}, ["y"])
+
+
+def test_the_masks_of_attention_do_not_set_the_range_of_scores():
+    model, rng = masked(), np.random.default_rng(0)
+    feeds = [
+        {"x": rng.standard_normal((1, 8, 16)).astype(np.float32), "mask": (np.arange(8) < n)[None].astype(np.float32)}
+        for n in rng.integers(4, 9, 24)
+    ]
+    new, result, plan = run(model, context(model, feeds[::2]), compute="all", floor=20.0)
+    assert "scores" in result.details["float"] and plan.noise["scores"] > 0.1
+    assert result.did["layers in 8 bits"] == 4 and sqnr(model, new, feeds[1::2]) > 20
+
+
+def test_integers_that_miss_the_floor_by_far_are_not_used():
+    """Every tensor keeps the floor alone, all together do not, and there is nothing left to leave float."""
+    model = cnn()
+    _, result, _ = run(model, context(model, images()), compute="all", floor=200.0)
+    assert "layers in 8 bits" not in result.did
+
+
 def saturating_gemm(x, w):
     """u8 × s8 as AVX2 adds it: pairs of products in int16, which saturates."""
     products = x.astype(np.int32)[:, None, :] * w.astype(np.int32)[None]

@@ -27,6 +27,7 @@ from .statistics import Settings, Statistics
 PAYS = 1.04  # a region must be this much faster than float in the pairwise timing: its own spread is 1 to 2 %
 SECONDS = 2.0  # of timing for each candidate
 ROUNDS, LOOKED_AT = 3, 4  # tries to hold the floor, and feeds that it is measured on
+MISSED = 3.0  # dB below the floor beyond which nothing computes in integers
 BORDERS = (0.5, 1.0, 2.0)  # factors on the cost of conversions: many small regions, few large ones
 
 
@@ -176,6 +177,10 @@ def _choose(plan: Plan, model: Model, ctx: Context, compute: str, floor_db: floa
             break
         plan.aim += floor_db - level + 1.0
         best = _fastest(plan, model, ctx, compute, plan.aim, share)
+    else:
+        level = quality(plan, best.nodes, ctx) if best.nodes else math.inf
+    if level < floor_db - MISSED and not plan.kept:
+        return Choice(frozenset(), None, f"integers reach {level:.0f} dB of the {floor_db:g} asked for", best.banned)
     return best
 
 
