@@ -174,6 +174,34 @@ def test_a_network_made_to_saturate_holds_on_avx2():
     assert quality["ort-cpu-vnni"] < 15 and quality["ort-cpu-avx2"] > 30
 
 
+def test_only_layers_at_risk_get_7_bits():
+    """Weights of one sign side by side can leave int16, those of changing sign cannot: the second keeps all 8 bits,
+    and the whole network holds where pairs saturate."""
+    rng, net = np.random.default_rng(1), Net()
+    first = rng.uniform(0.8, 1.0, (16, 32)).astype(np.float32)
+    second = (rng.uniform(0.8, 1.0, (8, 16)) * np.tile([1, -1], 8)).astype(np.float32)
+    h = net.add("Gemm", "x", net.const(first), net.const(np.zeros(16, np.float32)), out="h", transB=1)
+    net.add("Gemm", h, net.const(second), net.const(np.zeros(8, np.float32)), out="y", transB=1)
+    model = net.model({"x": [4, 32]}, ["y"])
+    feeds = [{"x": rng.uniform(0.6, 1, (4, 32)).astype(np.float32)} for _ in range(16)]
+    quality = {}
+    for name in ("ort-cpu-vnni", "ort-cpu-avx2"):
+        plan = Quant(compute="all", equalise=False).plan(model, context(model, feeds, name))
+        recipe = plan.stats.recipe(plan.base, plan.full)
+        signal = noise = 0.0
+        for feed in feeds:
+            real, want = feed["x"], (feed["x"] @ first.T) @ second.T
+            for tensor, layer in (("x", "h_node"), ("h", "y_node")):
+                x, packed = recipe.scales[tensor], recipe.weights[layer]
+                integers = np.clip(np.rint(real / x.scale) + x.zero, 0, 255)
+                out = saturating_gemm(integers, packed.values) - x.zero * packed.values.astype(np.int32).sum(axis=1)
+                real = out * x.scale * packed.scale + recipe.shifts.get(layer, 0.0)
+            signal, noise = signal + (want**2).sum(), noise + ((want - real) ** 2).sum()
+        quality[name] = 10 * np.log10(signal / noise)
+    assert plan.stats.reduced == {"h_node"} and np.abs(recipe.weights["y_node"].values).max() > saturation.SAFE
+    assert quality["ort-cpu-vnni"] < 12 and quality["ort-cpu-avx2"] > 25, quality
+
+
 def test_types_follow_target_and_option():
     model = cnn()
     for target, option, kind in [

@@ -64,32 +64,33 @@ def choose(
 
     seen: extremes by channel of the tensors read; factor: of every class, as the equaliser has it.
     """
-    rows = _rows(model, [nodes[0].inputs[0].name for _, nodes in found], feeds, ctx)
+    taken = rows(model, [nodes[0].inputs[0].name for _, nodes in found], feeds, ctx)
     for at, nodes in found:
         name = nodes[0].inputs[0].name
-        peak, x = _peak(seen[name]), rows.get(name)
-        if peak is None or x is None or len(peak) != len(at) or x.shape[1] != len(at):
+        top, x = peak(seen[name]), taken.get(name)
+        if top is None or x is None or len(top) != len(at) or x.shape[1] != len(at):
             continue
-        weights = [_matrix(n) for n in nodes]
-        yield at, best(x, weights, peak, factor[at], ctx.target.activation, ctx.target.symmetric)
+        weights = [matrix(n) for n in nodes]
+        yield at, best(x, weights, top, [factor[at]], ctx.target.activation, ctx.target.symmetric)
 
 
 def best(
     x: np.ndarray,
     weights: Sequence[np.ndarray],
     peak: np.ndarray,
-    given: np.ndarray,
+    given: Sequence[np.ndarray] = (),
     kind: str = "u8",
     symmetric: bool = False,
+    pays: float = PAYS,
 ) -> np.ndarray:
     """The factors, [channels], with which the products x @ w err least in 8 bits.
 
     x: [rows, channels], at least two rows; weights: each [channels, outputs]; peak: of each channel over all feeds;
-    given: one candidate.
+    given: further candidates; pays: what the error must fall to, else the factors are 1.
     """
     ones = np.ones(len(peak))
-    least, chosen = PAYS * error(x, weights, ones, kind, symmetric), ones
-    for tried in (given, *candidates(peak, weights)):
+    least, chosen = pays * error(x, weights, ones, kind, symmetric), ones
+    for tried in (*given, *candidates(peak, weights)):
         found = error(x, weights, tried, kind, symmetric)
         if found < least:
             least, chosen = found, tried
@@ -131,18 +132,20 @@ def _histogram(x: np.ndarray) -> Seen:
     return Seen(float(x.min()), float(x.max()), (edges[1:] + edges[:-1]) / 2, counts.astype(np.float64))
 
 
-def _matrix(node: gs.Node) -> np.ndarray:
+def matrix(node: gs.Node) -> np.ndarray:
+    """The weight of a product, [channels, outputs]."""
     values: np.ndarray = node.inputs[1].values
     return values.T if node.attrs.get("transB", 0) else values
 
 
-def _peak(seen: Range) -> np.ndarray | None:
+def peak(seen: Range) -> np.ndarray | None:
+    """The largest magnitude of each channel."""
     if seen.channel_min is None or seen.channel_max is None:
         return None
     return np.maximum(np.abs(seen.channel_min), np.abs(seen.channel_max)).astype(np.float64)
 
 
-def _rows(model: Model, names: Sequence[str], feeds: Feeds, ctx: Context) -> dict[str, np.ndarray]:
+def rows(model: Model, names: Sequence[str], feeds: Feeds, ctx: Context) -> dict[str, np.ndarray]:
     """{tensor: [rows, channels]} evenly taken from a few feeds, in waves under the budget for statistics."""
     looked, taken = feeds.spread(FEEDS), {}
     for wave in ranges.plan(model, names, looked, ctx.memory_mb):
