@@ -55,7 +55,8 @@ class Target:
     linear, computes, moves, folds: sets of operator types, by what the runtime does with them between
     dequantize and quantize: weighted integer kernels, other integer kernels, ops that only move integers, and
     activations that vanish into the op before them.
-    residual: both inputs of a residual Add may be quantized (TensorRT wants one to stay as it is).
+    residual: both inputs of a residual Add may be quantized (TensorRT wants one to stay as it is, and OpenVINO drops
+        the rounding of what a convolution adds to, so that the file would not say what it computes).
     integer_biases: biases are int32 with the scale of the products (TensorRT takes only 8-bit integers to
     dequantize, and adds biases in float).
     channel_multiple: float convolution time is a staircase of so many channels.
@@ -180,6 +181,7 @@ _OPENVINO = Target(
     activation="u8",
     linear=frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm"}),
     computes=frozenset({"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool"}),
+    residual=False,
     provider="OpenVINOExecutionProvider",
     native=False,
 )

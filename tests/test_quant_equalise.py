@@ -110,7 +110,7 @@ def test_layer_norm_takes_the_factors_of_products():
     data = [{"x": np.random.default_rng(k).standard_normal((4, 16)).astype(np.float32)} for k in range(6)]
     ctx = context(model, data)
     found = equalise.factors(model, ctx.fit, ctx)
-    assert found["n"][3] == 1 and np.median(found["n"]) >= 4
+    assert np.median(found["n"]) >= 4 * found["n"][3]
     new = model.copy()
     assert equalise.apply(new, found) == 2
     a, b = (session(m, optimize=False).run(None, data[0])[0] for m in (model, new))

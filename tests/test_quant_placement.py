@@ -120,6 +120,16 @@ def test_refusals_have_reasons():
     assert "g_node" not in able
 
 
+def test_a_gelu_stays_one_kernel():
+    net = Net()
+    h, root, one, half = net.conv("x", 4, 8, out="h"), *(net.const(np.float32(v)) for v in (2**0.5, 1.0, 0.5))
+    gate = net.add("Add", net.add("Erf", net.add("Div", h, root)), one, out="gate")
+    net.conv(net.add("Mul", net.add("Mul", h, gate, out="m"), half, out="gelu"), 8, 4, out="y")
+    model = net.model({"x": [1, 4, 6, 6]}, ["y"])
+    assert how(model) == {"x": "own", "h": "own", "gelu": "own", "y": "own"}
+    assert set(eligible.find(model, CPU, lambda n: False)[0]) == {"h_node", "y_node"}
+
+
 def shapes_of(model):
     return {n: tuple(t.shape) for n, t in model.tensors().items() if t.shape is not None}
 

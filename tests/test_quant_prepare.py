@@ -106,3 +106,47 @@ def test_weights_that_are_only_stored_belong_to_the_same_shortcut():
     plain = model.copy()
     p.apply(plain, p.plan(model, ctx), 1.0, ctx)
     assert sqnr(model, plain, images(8, seed=9)) > 35
+
+
+def mlp(lead=(2, 6), last="Relu"):
+    """Two biased products of three axes with an activation between them: input x [*lead, 16]."""
+    net = Net()
+
+    def biased(x, rows, columns, out, first=False):
+        w = (net.rng.standard_normal((rows, columns)) / 4).astype(np.float32)
+        parts = [net.add("MatMul", x, net.const(w)), net.const(net.rng.standard_normal(columns).astype(np.float32))]
+        return net.add("Add", *(reversed(parts) if first else parts), out=out)
+
+    a, b = biased("x", 16, 32, "up"), biased("x", 16, 32, "gate", first=True)
+    h = net.add("Add", net.add(last, a, out="h"), b, out="s")
+    biased(h, 32, 16, "y")
+    return net.model({"x": [*lead, 16]}, ["y"])
+
+
+def tokens(n=12):
+    rng = np.random.default_rng(3)
+    return [{"x": rng.standard_normal((2, 6, 16)).astype(np.float32)} for _ in range(n)]
+
+
+@pytest.mark.parametrize("lead", [(2, 6), ("batch", 6)])
+def test_biased_products_become_gemms_of_rows(lead, tmp_path):
+    model = mlp(lead)
+    new = model.copy()
+    assert prepare(new, lambda n: False) == 3
+    assert sorted(ops(new)) == ["Add", *["Gemm"] * 3, "Relu", *["Reshape"] * 5]  # one Reshape for both readers of x
+    ir.verify.check(new)
+    for feed in tokens(3):
+        a, b = (session(m).run(None, feed)[0] for m in (model, new))
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    Quant(compute="all", floor=-100.0).run(new, context(model, tokens(), "ort-cpu-vnni"))
+    found = kernels(new, tmp_path)
+    assert found["QGemm"] == 3 and found["QLinearAdd"] == 1 and not found["Gemm"] + found["MatMul"]
+    assert sqnr(model, new, tokens(4)) > 30
+
+
+def test_products_that_stay_as_they_are():
+    for lead, excluded in (((2, 6), "matmul"), (("batch", "time"), "no node")):
+        new = mlp(lead)
+        names = {n.name for n in new.graph.nodes if n.op == "MatMul"}
+        assert names and prepare(new, lambda n, e=excluded: n.name.startswith(e)) == 0
+        assert {n.name for n in new.graph.nodes if n.op == "MatMul"} == names

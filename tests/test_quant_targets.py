@@ -64,6 +64,12 @@ def test_tensorrt_rules(make):
     assert sqnr(model, new, feeds) > 20
 
 
+def test_openvino_adds_to_what_a_convolution_hands_over_unrounded():
+    new = quantized(cnn(), images(), "openvino")
+    (add,) = [n for n in new.graph.nodes if n.op == "Add"]
+    assert sorted(edit.producer(t).op for t in add.inputs) == ["Conv", "DequantizeLinear"]
+
+
 def test_cpu_targets_quantize_both_sides_of_a_residual():
     new = quantized(cnn(), images(), "ort-cpu-vnni")
     (add,) = [n for n in new.graph.nodes if n.op == "Add"]

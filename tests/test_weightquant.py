@@ -93,6 +93,22 @@ def test_second_order_rounding_and_scaling_lose_less_on_the_inputs_met():
     assert exact == pytest.approx(loss["gptq"], rel=1e-6)
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_coordinate_descent_goes_on_from_any_rounding_and_never_up(symmetric):
+    rng = np.random.default_rng(2)
+    x = np.concatenate([f["x"] for f in inputs(64)]).astype(np.float64)
+    matrix, moment = spiky(rng, (24, 96)).astype(np.float64), x.T @ x / len(x)
+    grid = Grid(4, 32, symmetric)
+    begun, levels = blocks.nearest(matrix, grid), []
+    for rounds in (0, 1, 2, 9):
+        found = blocks.descend(matrix, begun, grid, moment, rounds)
+        assert grid.limits[0] <= found.values.min() and found.values.max() <= grid.limits[1]
+        levels.append(blocks.error(matrix, found, moment))
+    assert levels[0] > 2 * levels[1] and levels[1] >= levels[2] >= levels[3]
+    again = blocks.descend(matrix, found, grid, moment)
+    np.testing.assert_array_equal(again.values, found.values)  # nothing is left to gain
+
+
 @pytest.mark.parametrize("form", ["folded", "dequantize"])
 def test_scaled_columns_are_divided_again(form):
     model, feeds = mlp(), inputs()
@@ -113,7 +129,7 @@ def test_old_opsets_are_raised_and_only_for_what_needs_it():
 
 def test_the_floor_gives_the_most_sensitive_layers_8_bits():
     model, feeds = mlp(), inputs()
-    loose, tight = (rewritten(model, feeds, WeightQuant(floor=f)) for f in (-100, 27))
+    loose, tight = (rewritten(model, feeds, WeightQuant(floor=f)) for f in (-100, 30))
     assert loose[1].did["weights in 4-bit blocks"] == 3
     assert tight[1].did.get("weights in 4-bit blocks", 0) < 3
     assert sqnr(model, tight[0], feeds) > sqnr(model, loose[0], feeds) + 3

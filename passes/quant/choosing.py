@@ -16,13 +16,14 @@ from ...ir import Model
 from ...runtime import Session, latency
 from ...runtime.feeds import wide
 from ..base import Context
-from . import costs, eligible, insert, measured, placement, regions, sensitivity
+from . import costs, eligible, insert, measured, placement, planning, regions, sensitivity
 from .insert import Recipe
 from .planning import Choice, Plan
 
 PAYS = 1.04  # a region must be this much faster than float in the pairwise timing: its own spread is 1 to 2 %
 SECONDS = 2.0  # of timing for each candidate
 ROUNDS, LOOKED_AT = 4, 4  # tries to hold the floor, and feeds that it is measured on
+MISSED = 3.0  # dB below the floor beyond which a set is not taken at all
 BORDERS = (0.5, 1.0, 2.0, 4.0)  # factors on the cost of conversions: many small regions, few large ones
 CHEAP, DEAR = -2.0, 10.0  # decades of the price of noise
 HALVINGS = 12  # of that range
@@ -43,9 +44,11 @@ def choose(plan: Plan, model: Model, ctx: Context, compute: str, floor_db: float
 def _fastest(plan: Plan, model: Model, ctx: Context, compute: str, floor_db: float, share: float) -> Choice:
     if compute != "all" and ctx.target.native and not plan.costs:
         plan.costs = _measured(plan, ctx)
-    found = candidates(plan, ctx, compute, floor_db, share)
+    found, reached = candidates(plan, ctx, compute, floor_db, share)
     if not found:
-        return Choice(frozenset(), None, "nothing is left to compute in integers")
+        none = "nothing is left to compute in integers"
+        why = none if reached is None else f"integers reach {reached:.0f} dB of the {floor_db:g} asked for"
+        return Choice(frozenset(), None, why)
     if compute == "all":
         return found[0]
     if not ctx.target.native:
@@ -60,18 +63,24 @@ def _fastest(plan: Plan, model: Model, ctx: Context, compute: str, floor_db: flo
     return best
 
 
-def candidates(plan: Plan, ctx: Context, compute: str, floor_db: float, share: float) -> list[Choice]:
-    """Different sets of nodes that hold the floor, everything possible first."""
+def candidates(
+    plan: Plan, ctx: Context, compute: str, floor_db: float, share: float
+) -> tuple[list[Choice], float | None]:
+    """Different sets of nodes that hold the floor or nearly do, everything possible first; and the most dB that any set
+    reached, None without sets."""
     ways: list[tuple[str, Propose]] = [("all", lambda aim: _everything(plan, aim, share))]
     if compute != "all":
         ways += [(f"regions, borders ×{f:g}", _regions(plan, f, share)) for f in BORDERS]
     levels = _Levels(plan, ctx)
     unique: dict[frozenset[str], str] = {}
+    reached = None
     for label, propose in ways:
-        nodes = _held(plan, levels, label, propose, floor_db)
+        nodes, level = _held(plan, levels, label, propose, floor_db)
         if nodes:
-            unique.setdefault(nodes, label)
-    return [Choice(nodes, None, label, left_out(plan, nodes)) for nodes, label in unique.items()]
+            reached = level if reached is None else max(reached, level)
+            if level >= floor_db - MISSED or plan.kept:
+                unique.setdefault(nodes, label)
+    return [Choice(nodes, None, label, left_out(plan, nodes)) for nodes, label in unique.items()], reached
 
 
 def left_out(plan: Plan, nodes: frozenset[str]) -> frozenset[str]:
@@ -83,8 +92,8 @@ def left_out(plan: Plan, nodes: frozenset[str]) -> frozenset[str]:
     return frozenset(t for g in loud - kept for t in groups[g])
 
 
-def _held(plan: Plan, levels: _Levels, label: str, propose: Propose, floor_db: float) -> frozenset[str]:
-    """Proposed nodes that hold the floor; the quietest that were tried when none do."""
+def _held(plan: Plan, levels: _Levels, label: str, propose: Propose, floor_db: float) -> tuple[frozenset[str], float]:
+    """Proposed nodes that hold the floor, the quietest that were tried when none do; and their dB."""
     assert plan.base is not None
     aim, tried = max(plan.aims.get(label, floor_db), floor_db), dict[frozenset[str], float]()
     for _ in range(ROUNDS):
@@ -92,9 +101,9 @@ def _held(plan: Plan, levels: _Levels, label: str, propose: Propose, floor_db: f
         nodes = frozenset(regions.only_useful(plan.base, propose(aim), plan.target))
         tried[nodes] = levels.of(nodes)
         if tried[nodes] >= floor_db:
-            return nodes
+            return nodes, tried[nodes]
         aim += floor_db - tried[nodes] + 0.5
-    return max(tried, key=lambda n: tried[n])
+    return max(tried.items(), key=lambda pair: pair[1])
 
 
 class _Levels:
@@ -179,7 +188,7 @@ def _tolls(plan: Plan, price: float) -> regions.Tolls:
     total = sum((known.get(n) or costs.of(node, plan.stats.shapes))[0] for n, node in plan.able.items())
 
     def toll(noise: float) -> float:
-        return min(price * noise, 4.0) * total  # beyond the price of everything, more says nothing
+        return min(price * min(noise, 1e9), 4.0) * total  # beyond the price of everything, more says nothing
 
     spared = {t.name for n in plan.kept for t in (*plan.able[n].outputs, *plan.able[n].inputs)}
     group = {t: d.group for t, d in plan.full.decisions.items() if d.how != "float" and t not in spared}
@@ -236,7 +245,6 @@ def recipe(plan: Plan, nodes: frozenset[str]) -> Recipe:
 
 def build(plan: Plan, nodes: frozenset[str]) -> Model:
     """A new model with these nodes in integers."""
-    assert plan.base is not None
-    model = plan.base.copy()
+    model = planning.start(plan, nodes)
     insert.insert(model, recipe(plan, nodes))
     return model

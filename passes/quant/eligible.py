@@ -14,6 +14,8 @@ import onnx_graphsurgeon as gs
 
 from ...ir import Model, edit, ops
 from ..base import Skip
+from ..fuse import gelu
+from ..rewrite import Rewriter
 from ..target import Target
 
 
@@ -127,6 +129,19 @@ def refusal(node: gs.Node, target: Target) -> str:
     return "" if all(_kind(t) is not None for t in tensors) else "the types of its tensors are unknown"
 
 
+def _within_gelus(model: Model) -> set[str]:
+    """Names of the nodes that spell a Gelu: rounded inside, it would be six kernels."""
+    rw, found = Rewriter(model), set[str]()
+    for node in model.graph.nodes:
+        spelled = gelu.spelled(rw, node) if node.op in ("Mul", "Div") else None
+        queue = [] if spelled is None else [node]
+        while spelled is not None and queue:
+            inner = queue.pop()
+            found.add(str(inner.name))
+            queue += [m for t in inner.inputs if t is not spelled[0] for m in t.inputs if m.name not in found]
+    return found
+
+
 def _kind(tensor: Any) -> Any:
     return None if tensor.dtype is None else np.dtype(tensor.dtype)
 
@@ -140,9 +155,11 @@ def find(
     """
     able: dict[str, gs.Node] = {}
     skips: list[Skip] = []
-    outer = {id(n) for n in model.graph.nodes}
+    outer, gelus = {id(n) for n in model.graph.nodes}, _within_gelus(model)
     for node in model.nodes():
         why = "excluded by the user" if excluded(node) else refusal(node, target)
+        if node.name in gelus:
+            why = why or "a part of a Gelu, which is one kernel in float"
         if not why and id(node) not in outer:
             why = "inside a subgraph: integer kernels need ranges that do not depend on the branch"
         if not why:

@@ -20,6 +20,7 @@ from ...ir import Model, edit, ops
 from ...runtime import ranges
 from ...runtime.feeds import Feeds
 from ..base import Context
+from . import affine, smooth
 
 FEEDS = 16
 LARGEST = 64.0  # factor: beyond, weights of rare channels would be all that a reader's scale is made for
@@ -107,6 +108,8 @@ def _step(flow: Flow, node: gs.Node) -> None:
         if rank is not None:
             flow.of[node.outputs[0].name] = flow.fresh(int(node.inputs[1].shape[0]), rank - 1)
         return
+    if affine.step(flow, node):
+        return
     x = flow.of.get(node.inputs[0].name) if node.inputs else None
     if node.op in _SAME and x is not None and len([t for t in node.outputs if t.name]) == 1:
         flow.of[node.outputs[0].name] = x
@@ -150,7 +153,8 @@ def factors(
 ) -> dict[str, np.ndarray]:
     """{tensor that a layer makes or reads: factor of each of its channels}; empty when nothing may be scaled.
 
-    A channel whose range is a share r of its tensor's gets r to the power of -`STRENGTH`.
+    A channel whose range is a share r of its tensor's gets r to the power of -`STRENGTH`; for what only matrix products
+    read, the strength is chosen by their error (`smooth`).
     """
     flow = follow(model, excluded)
     read = {n.inputs[0].name for n in model.graph.nodes if layer(n) is not None and n.inputs[0].name in flow.of}
@@ -174,8 +178,13 @@ def factors(
                 np.maximum.at(share, classes[flow.of[name].at], peak / peak.max())
     factor = np.where(share > 0, np.maximum(share, 1e-9) ** -STRENGTH, 1.0)
     factor = np.minimum(factor, LARGEST)
-    for barred in flow.barred:
-        factor[classes[barred]] = 1.0
+    barred = np.zeros(flow.count, np.bool_)
+    for at in flow.barred:
+        barred[classes[at]] = True
+    products = smooth.groups(model, {n: classes[flow.of[n].at] for n in read}, barred)
+    for at, best in smooth.choose(model, products, seen, factor, feeds, ctx):
+        factor[at] = best
+    factor[barred] = 1.0
     return {name: factor[classes[labels.at]] for name, labels in flow.of.items()}
 
 
@@ -193,10 +202,12 @@ def apply(model: Model, found: Mapping[str, np.ndarray]) -> int:
     changed = 0
     for node in model.graph.nodes:
         weight = layer(node)
-        if weight is None and not _norm(node):
+        if not node.inputs or not node.outputs:
             continue
         rows, columns = found.get(node.outputs[0].name), found.get(node.inputs[0].name)
-        if _norm(node):
+        if weight is None and not _norm(node):
+            changed += affine.scale(model, node, rows, columns)
+        elif _norm(node):
             changed += _scale_norm(model, node, rows)
         elif weight is not None and any(f is not None and (f != 1).any() for f in (rows, columns)):
             _scale_layer(model, node, weight, rows, columns)

@@ -15,7 +15,7 @@ from ...runtime import probe
 from .. import opset
 from ..base import Context, Skip
 from ..target import Target
-from . import eligible, equalise, placement, prepare, rounding, sensitivity, statistics, tuning
+from . import eligible, equalise, outliers, placement, prepare, rounding, sensitivity, statistics, tuning
 from .calibrate import METHODS
 from .overrides import Overrides
 from .placement import Placement
@@ -42,6 +42,7 @@ class Plan:
     name. rounded: weights rounded for their inputs, by name. costs: measured nanoseconds of nodes in float and in
     integers. kept: nodes that are not left float for being loud. tail: nodes that could compute in integers but gather
     what no layer reads any more, as the heads of detectors do. factors: channels scaled in `base` (see `equalise`).
+    divided: Muls that `base` has for the same purpose (see `outliers`).
     aims: {way of choosing: dB that single noises are summed up to, so that the floor holds when they meet}.
     """
 
@@ -58,6 +59,7 @@ class Plan:
     kept: frozenset[str] = frozenset()
     tail: tuple[str, ...] = ()
     factors: Mapping[str, np.ndarray] = field(default_factory=dict)
+    divided: tuple[outliers.Division, ...] = ()
     skips: tuple[Skip, ...] = ()
     aims: dict[str, float] = field(default_factory=dict)
     timed: dict[float, Choice] = field(default_factory=dict)
@@ -88,8 +90,8 @@ def make(
     if base is None:
         return stored_only(model, ctx, settings, why, skips)
     prepare.prepare(base, excluded)
-    factors = equalise.factors(base, ctx.fit, ctx, excluded) if settings.equalise and ctx.source != "random" else {}
-    equalise.apply(base, factors)
+    evens = settings.equalise and ctx.source != "random"
+    factors, divided = _evened(base, excluded, ctx) if evens else ({}, ())
     able, skips = eligible.find(base, ctx.target, excluded)
     nodes = between(base, able)
     full = placement.place(base, nodes, ctx.target)
@@ -103,7 +105,18 @@ def make(
     kept = frozenset(n for n in nodes if overrides.of(n) == "int8")
     tail = tuple(n for n in able if n not in nodes)
     chosen = {n: able[n] for n in nodes}
-    return Plan(base, ctx.target, "", chosen, full, stats, noise, loud, rounded, {}, kept, tail, factors, skips)
+    return Plan(
+        base, ctx.target, "", chosen, full, stats, noise, loud, rounded, {}, kept, tail, factors, divided, skips
+    )
+
+
+def _evened(
+    base: Model, excluded: Callable[[gs.Node], bool], ctx: Context
+) -> tuple[dict[str, np.ndarray], tuple[outliers.Division, ...]]:
+    """Channels brought to like ranges in place: the factors that layers took, and the Muls for the others."""
+    factors = equalise.factors(base, ctx.fit, ctx, excluded)
+    equalise.apply(base, factors)
+    return factors, outliers.divide(base, eligible.find(base, ctx.target, excluded)[0], factors, ctx.fit, ctx)
 
 
 def _methods(model: Model, overrides: Overrides) -> dict[str, str]:
@@ -148,3 +161,11 @@ def between(model: Model, able: Mapping[str, gs.Node]) -> set[str]:
     """The linear nodes and what lies between them."""
     linear = [n for n, node in able.items() if eligible.is_linear(node)]
     return placement.between(model, able, linear)
+
+
+def start(plan: Plan, nodes: frozenset[str]) -> Model:
+    """A copy of the float model, as it is before these nodes become integers."""
+    assert plan.base is not None
+    model = plan.base.copy()
+    outliers.restore(model, plan.divided, nodes)
+    return model

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from ...ir import Model, order, shapes
+from ...ir import Model, edit, order, shapes
 from ..fuse.padding import pads_of
 from ..operands import given_axes, slice_bounds
 from ..rewrite import Outcome, Rewriter, Rule
@@ -32,7 +32,13 @@ def prepare(model: Model, excluded: Callable[[gs.Node], bool]) -> int:
 
 
 def _but(rule: Rule, excluded: Callable[[gs.Node], bool]) -> Rule:
-    return replace(rule, apply=lambda rw, node: None if excluded(node) else rule.apply(rw, node))
+    """The rule for nodes that are not excluded, nor read from one that is."""
+
+    def apply(rw: Rewriter, node: gs.Node) -> Outcome:
+        near = (node, *(maker for tensor in node.inputs for maker in tensor.inputs))
+        return None if any(excluded(n) for n in near) else rule.apply(rw, node)
+
+    return replace(rule, apply=apply)
 
 
 def _shortcut(rw: Rewriter, node: gs.Node) -> Outcome:
@@ -84,11 +90,50 @@ def _mean(rw: Rewriter, node: gs.Node) -> Outcome:
     return rw.become(node, "Flatten", [pooled], {"axis": 1})
 
 
+def _biased(rw: Rewriter, node: gs.Node) -> Outcome:
+    """[..., K] times a matrix, and a bias: a Gemm of rows, whose integer kernel adds the bias in 32 bits. As MatMul and
+    Add the product is rounded to 8 bits before the bias, and the bias as well."""
+    for at in (0, 1):
+        product = rw.inner(node.inputs[at], "MatMul") if len(node.inputs) == 2 else None
+        if product is None or not rw.together(node, product):
+            continue
+        x, w, bias = product.inputs[0], edit.const(product, 1), edit.const(node, 1 - at)
+        shape = None if not _is_float(x) else rw.shape(x)
+        if shape is None or len(shape) < 3 or w is None or w.ndim != 2 or bias is None:
+            continue
+        lead = [d if isinstance(d, int) else -1 for d in shape[:-1]]
+        if bias.shape[-1:] != (w.shape[1],) or bias.size != w.shape[1] or lead.count(-1) > 1:
+            continue
+        return _rows(rw, node, product, edit.constant(rw.model, f"{node.name}_bias", bias.reshape(-1)), lead)
+    return None
+
+
+def _rows(rw: Rewriter, node: gs.Node, product: gs.Node, bias: gs.Constant, lead: list[int]) -> bool:
+    """The sum as Reshape, Gemm, (Relu,) Reshape: the Relu before the Reshape, so that it folds into the product."""
+    x, w, out = product.inputs[0], product.inputs[1], product.outputs[0]
+    relu = node.outputs[0].outputs[0] if rw.sole(node.outputs[0]) else None
+    last = relu if relu is not None and relu.op == "Relu" and rw.together(node, relu) else node
+    flat = next((r.outputs[0] for r in x.outputs if rw.together(node, r) and _flattens(rw, r, w.shape[0])), None)
+    if flat is None:
+        flat = rw.insert(node, "Reshape", [x, rw.constant("rows", np.array([-1, w.shape[0]]))])
+        flat.dtype, flat.shape = x.dtype, [None, w.shape[0]]
+    out.shape = [None, w.shape[1]]
+    rw.become(product, "Gemm", [flat, w, bias])
+    if last is not node:
+        out = rw.insert(node, "Relu", [out], out=rw.variable(out, shape=out.shape))
+    return rw.become(last, "Reshape", [out, rw.constant("shape", np.array([*lead, w.shape[1]]))])
+
+
+def _flattens(rw: Rewriter, reader: gs.Node, width: int) -> bool:
+    return reader.op == "Reshape" and rw.ints(edit.get(reader, 1)) == [-1, width]
+
+
 def _is_float(tensor: Any) -> bool:
     return tensor.dtype is not None and np.dtype(tensor.dtype) == np.float32
 
 
 RULES = (
+    Rule("biased products as rows", ("Add",), _biased),
     Rule("shortcuts as convolutions", ("Pad",), _shortcut),
     Rule("means as global pools", ("ReduceMean",), _mean),
 )

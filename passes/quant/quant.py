@@ -14,7 +14,7 @@ from ...ir import Model
 from ...ir.errors import OptionError
 from ..base import Context, LossyPass, PassResult, Skip
 from ..target import Target
-from . import calibrate, choosing, eligible, equalise, insert, planning, prepare, storage
+from . import calibrate, choosing, eligible, equalise, insert, outliers, planning, prepare, storage
 from .overrides import Overrides
 from .planning import Choice, Plan
 from .statistics import Settings
@@ -122,28 +122,28 @@ class Quant(LossyPass):
             prepare.prepare(model, lambda n: self._excluded(n, ctx))
         if self.store:
             equalise.apply(model, plan.factors)  # the integers in the plan are those of scaled weights
-            did, skips = storage.store(
-                model, (), lambda n: self._excluded(n, ctx), strength, plan.loud, plan.rounded, self.floor
-            )
+            rounded, loud = outliers.known(plan.divided, plan.rounded, plan.loud)
+            did, skips = storage.store(model, (), lambda n: self._excluded(n, ctx), strength, loud, rounded, self.floor)
         reason = (Skip("", why),) if why else ()
         return PassResult(bool(did), did, (*reason, *skips, *plan.skips), {"candidates": plan.table})
 
     def _computed(self, model: Model, plan: Plan, choice: Choice, ctx: Context) -> PassResult:
         """Integer kernels at the chosen nodes, storage for the rest."""
         assert plan.base is not None and plan.stats is not None
-        fresh, before = plan.base.copy(), model.opset
+        fresh, before = planning.start(plan, choice.nodes), model.opset
         model.graph, model.header = fresh.graph, fresh.header
         model.__dict__.pop("_namer", None)
         recipe = choosing.recipe(plan, choice.nodes)
         did: dict[str, Any] = dict(insert.insert(model, recipe))
         skips = (*_left_float(plan, choice), *plan.skips)
         if self.store:
+            rounded, loud = outliers.known(plan.divided, plan.rounded, plan.loud)
             counts, more = storage.store(
                 model,
                 choice.nodes,
                 lambda n: self._excluded(n, ctx),
-                loud=plan.loud,
-                rounded=plan.rounded,
+                loud=loud,
+                rounded=rounded,
                 floor_db=self.floor,
             )
             did, skips = did | counts, (*skips, *more)

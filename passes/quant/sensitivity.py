@@ -23,6 +23,7 @@ from .placement import Placement
 from .rounding import Rounded
 from .statistics import Statistics
 
+MASK = 1e4  # values beyond it are no features but "nowhere", as in the masks of attention
 MEASURED = 48  # groups that are run; the others have less noise of their own
 FEEDS = 2  # for tensors; weights are looked at on one, as their error is the same for every input
 Changed = Callable[[], dict[str, np.ndarray]]
@@ -36,16 +37,19 @@ def measure(model: Model, placement: Placement, stats: Statistics, feeds: Feeds,
     order_of = {g: k for k, g in enumerate(groups)}
     suspects.sort(key=lambda g: order_of[g])
     found = _switched(model, {g: groups[g] for g in suspects}, scales, feeds, ctx)
-    ratios = [found[g] / local[g] for g in suspects if local[g] > 0]
+    ratios = [found[g] / local[g] for g in suspects if 0 < local[g] < np.inf]
     typical = float(np.median(ratios)) if ratios else 0.0
     noise = {g: found.get(g, typical * local[g]) for g in groups}
     return dict(sorted(noise.items(), key=lambda item: (-item[1], item[0])))
 
 
 def _local(members: Sequence[str], scales: Mapping[str, Scale], stats: Statistics) -> float:
-    """Noise of a group's worst tensor relative to its signal, from histograms."""
+    """Noise of a group's worst tensor relative to its signal, from histograms; infinite where that is a mask's: beside
+    it all rounding is small, even of everything else to zero."""
     worst = 0.0
     for name in members:
+        if max(-stats.seen[name].low, stats.seen[name].high) > MASK:
+            return np.inf
         signal, noise = expected_noise(stats.seen[name], scales[name])
         worst = max(worst, noise / signal if signal > 0 else 0.0)
     return worst

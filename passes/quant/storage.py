@@ -171,11 +171,11 @@ def restored(packed: Packed) -> np.ndarray:
     """The float32 weight that Cast and Mul make again."""
     wide = packed.values.astype(np.float32)
     wide *= _scale(packed)
-    return wide
+    return wide if packed.gain is None else wide * packed.gain
 
 
 def _restore(model: Model, graph: gs.Graph, held: gs.Constant, packed: Packed) -> None:
-    """Put int8 → Cast → Mul in the place of a float constant, for all its readers. graph: the one they stand in."""
+    """Put int8 → Cast → Mul (→ Mul) in the place of a float constant, in the graph that its readers stand in."""
     values = edit.constant(model, f"{held.name}_int{8 * packed.values.itemsize}", packed.values)
     scale = edit.constant(model, f"{held.name}_scale", _scale(packed))
     shape = list(packed.values.shape)
@@ -184,6 +184,10 @@ def _restore(model: Model, graph: gs.Graph, held: gs.Constant, packed: Packed) -
     cast = edit.node(model, "Cast", [values], {"to": int(TensorProto.FLOAT)}, [wide], f"{held.name}_Cast")
     mul = edit.node(model, "Mul", [wide, scale], None, [out], f"{held.name}_Mul")
     edit.add(graph, cast, mul)
+    if packed.gain is not None:
+        gain, even = edit.constant(model, f"{held.name}_gain", packed.gain), out
+        out = edit.variable(model, f"{held.name}_float", np.float32, shape)
+        edit.add(graph, edit.node(model, "Mul", [even, gain], None, [out], f"{held.name}_Mul"))
     edit.replace(model, held, out)
 
 

@@ -1,7 +1,8 @@
 """Ranges of the loudest tensors, chosen by the error of the outputs instead of their own.
 
 A range that loses least of a tensor may clip just what the outputs hang on: detections are outliers. One session holds
-every loud group with a switch and its scale and zero point as inputs, so that a range is tried by feeding it.
+every loud group with a switch and its scale and zero point as inputs, so that a range is tried by feeding it. What is
+found on a few feeds must prove itself on others: where a tensor has few values, three feeds do not show its largest.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from .calibrate import Scale
 from .placement import Placement
 from .statistics import Statistics
 
-LOUDEST, FEEDS = 16, 3
+LOUDEST, FEEDS, JUDGES = 16, 3, 16  # groups; feeds that a range is sought on, and that it is judged on
 PART = 0.01  # of all noise: quieter groups are left as they are
 BETTER = 0.9  # of the noise before: less gained on so few feeds is chance
 MOVES = 8  # of one end in one direction, for as long as each gains
@@ -35,13 +36,17 @@ def tune(
 ) -> dict[str, float]:
     """Put better ranges into `stats.limits`; returns the noise with these, loudest first."""
     runs = BUDGET // max(int(cost.of(model, stats.shapes).macs), 10**6)
-    groups = {g: placement.groups()[g] for g in _loud(placement, stats, noise, runs // (FEEDS * USUAL))}
+    judges = feeds.spread(JUDGES)
+    most = runs // (FEEDS * USUAL + 2 * len(judges))
+    groups = {g: placement.groups()[g] for g in _loud(placement, stats, noise, most)}
     found = dict(noise)
     if groups:
         trial = _Trial(model, groups, stats, feeds, ctx)
         for group in ctx.progress(list(groups), "ranges of the loudest", len(groups)):
-            ends, level = _descend(trial, group, [stats.seen[n] for n in groups[group]], stats.ends(placement, group))
-            if ends is not None:
+            before = stats.ends(placement, group)
+            ends = _descend(trial, group, [stats.seen[n] for n in groups[group]], before)
+            level = trial.left(group, before, ends, judges) if ends is not None else 1.0
+            if ends is not None and level < BETTER:
                 stats.limits.update(dict.fromkeys(groups[group], ends))
                 found[group] *= level
     return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
@@ -60,9 +65,8 @@ def _loud(placement: Placement, stats: Statistics, noise: Mapping[str, float], m
     return sorted(free, key=lambda g: (-noise[g], g))[: min(most, LOUDEST)]
 
 
-def _descend(trial: _Trial, group: str, seen: Sequence[calibrate.Seen], ends: Ends) -> tuple[Ends | None, float]:
-    """The best range found by moving first the upper end, then the lower, and what part of the noise it leaves; None
-    when nothing is clearly better."""
+def _descend(trial: _Trial, group: str, seen: Sequence[calibrate.Seen], ends: Ends) -> Ends | None:
+    """The best range found by moving first the upper end, then the lower; None when nothing is clearly better."""
     extremes = calibrate.minmax(seen)
     first = least = trial.noise(group, ends)
     best = ends
@@ -74,7 +78,7 @@ def _descend(trial: _Trial, group: str, seen: Sequence[calibrate.Seen], ends: En
                 if level >= least:
                     break
                 best, least = moved, level
-    return (best, least / first) if least < BETTER * first else (None, 1.0)
+    return best if least < BETTER * first else None
 
 
 def _outward(ends: Ends, extremes: Ends, side: int) -> Ends:
@@ -126,8 +130,20 @@ class _Trial:
         kinds = (np.bool_, np.float32, scale.dtype)
         return {n: np.asarray(v, k) for n, v, k in zip(names, (on, scale.scale, scale.zero), kinds)}
 
+    def _on(self, group: str, ends: Ends) -> dict[str, np.ndarray]:
+        scale = calibrate.to_scale(*ends, self.settings.activation, self.settings.symmetric)
+        return {**self.off, **self._fed(self.inputs[group], True, scale)}
+
     def noise(self, group: str, ends: Ends) -> float:
         """At the outputs, with this group alone quantized in the range."""
-        scale = calibrate.to_scale(*ends, self.settings.activation, self.settings.symmetric)
-        on = {**self.off, **self._fed(self.inputs[group], True, scale)}
+        on = self._on(group, ends)
         return sensitivity.noise_of(self.plain, [self.session.run({**feed, **on}) for feed in self.feeds])
+
+    def left(self, group: str, before: Ends, after: Ends, feeds: Feeds) -> float:
+        """What part of the noise a range leaves of another's, on these feeds; one feed's outputs at a time."""
+        sums = np.zeros(2)
+        for feed in feeds:
+            plain = [self.session.run({**feed, **self.off})]
+            for k, ends in enumerate((before, after)):
+                sums[k] += sensitivity.noise_of(plain, [self.session.run({**feed, **self._on(group, ends)})])
+        return float(sums[1] / sums[0]) if sums[0] > 0 else 1.0

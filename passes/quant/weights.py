@@ -18,11 +18,16 @@ _SHRINK = np.linspace(1.0, 0.6, 33)  # clips tried, as shares of the largest wei
 
 @dataclass(frozen=True)
 class Packed:
-    """int8 values with a scale along `axis` (None: one scale); real value = values * scale."""
+    """int8 values with a scale along `axis` (None: one scale); real value = values * scale.
+
+    gain: what the real values are multiplied with where they are stored for float layers (see `outliers`), in a shape
+    that broadcasts.
+    """
 
     values: np.ndarray
     scale: np.ndarray
     axis: int | None
+    gain: np.ndarray | None = None
 
     def dequantized(self) -> np.ndarray:
         """The float32 weight that the integers stand for."""
