@@ -121,6 +121,21 @@ class Count:
 
 
 @dataclass(frozen=True)
+class Written:
+    """An attribute whose default follows from a size: it is written down as it was, once that size changes."""
+
+    node: str
+    attr: str
+    value: float
+    cells: Cells
+
+    def apply(self, model: Model, node: gs.Node, alive: Alive) -> None:
+        """Write it where something went."""
+        if not alive(self.cells).all():
+            node.attrs[self.attr] = self.value
+
+
+@dataclass(frozen=True)
 class Pick:
     """Constant indices (input 1) into a labelled axis: those of living positions, renumbered.
 
@@ -239,4 +254,4 @@ def _set_entry(model: Model, node: gs.Node, index: int, attr: str, at: int, valu
     edit.set_input(node, index, edit.constant(model, node.inputs[index].name, new))
 
 
-Fix = Sizes | Count | Pick | Bounds | Strides | Padding | Parts
+Fix = Sizes | Count | Written | Pick | Bounds | Strides | Padding | Parts

@@ -310,6 +310,115 @@ def regathered() -> ir.Model:
     return n.head(n.conv(n.op("Gather", flat, index, axis=0), 6, 6), 6)
 
 
+def integers(dynamic: bool = False) -> ir.Model:
+    """QLinearConv (plain, depthwise, grouped), QLinearMatMul; or DynamicQuantizeLinear and MatMulInteger."""
+    n = Net(x=[2, 3, 6, 6], opset=21)
+
+    def of(name: str, value: Any) -> str:
+        n.weights[name] = np.asarray(value)
+        return name
+
+    zero, inside = of("z", np.uint8(120)), of("s", np.float32(0.03))
+
+    def weight(*shape: int) -> tuple[str, str, str]:
+        name, k = n.weight(*shape), len(n.weights)
+        n.weights[name] = np.clip(np.round(n.weights[name] * 60), -127, 127).astype(np.int8)
+        columns = shape[-1] if len(shape) == 2 else shape[0]
+        scale = of(f"s{k}", np.linspace(0.01, 0.03, columns, dtype=np.float32))
+        return name, scale, of(f"z{k}", np.zeros(columns, np.int8))
+
+    def conv(x: str, cin: int, cout: int, group: int = 1) -> str:
+        bias = of(f"b{len(n.weights)}", np.arange(cout, dtype=np.int32) * 9 - 20)
+        w = weight(cout, cin // group, 3, 3)
+        return n.op("QLinearConv", x, inside, zero, *w, inside, zero, bias, pads=[1] * 4, group=group)
+
+    if dynamic:
+        flat = n.op("Transpose", n.op("Relu", n.conv("x", 3, 8)), perm=[0, 2, 3, 1])
+        q, scale, z = n.op("DynamicQuantizeLinear", flat, outputs=3)
+        w = weight(8, 10)
+        product = n.op("Cast", n.op("MatMulInteger", q, w[0], z, w[2]), to=1)
+        h = n.op("Mul", n.op("Mul", product, scale), w[1])
+        return n.head(n.op("Transpose", n.op("Relu", h), perm=[0, 3, 1, 2]), 10)
+    a = conv(n.op("QuantizeLinear", "x", inside, zero), 3, 8)
+    a = conv(conv(a, 8, 8, group=8), 8, 12, group=4)
+    rows = n.op("Transpose", a, perm=[0, 2, 3, 1])
+    w = weight(12, 10)
+    h = n.op("QLinearMatMul", rows, inside, zero, *w, inside, zero)
+    return n.head(n.op("Transpose", n.op("DequantizeLinear", h, inside, zero), perm=[0, 3, 1, 2]), 10)
+
+
+def fused_attention(four: bool, grouped: bool = False) -> ir.Model:
+    """Attention and RotaryEmbedding of opset 23, heads apart or together, keys for pairs of queries or for each."""
+    n = Net(x=[2, 5, 6], opset=23)
+    keys = 2 if grouped else 4
+    q, k, v = (n.linear("x", 6, 8 * h) for h in (4, keys, keys))
+    cache = [n.weight(1, 5, 4), n.weight(1, 5, 4)]
+    for name in cache:
+        n.weights[name] = np.repeat(n.weights[name], 2, 0)
+    if four:
+        q, k, v = (n.op("Reshape", t, n.ints(0, 0, h, 8)) for t, h in ((q, 4), (k, keys), (v, keys)))
+        q, k, v = (n.op("Transpose", t, perm=[0, 2, 1, 3]) for t in (q, k, v))
+        q = n.op("RotaryEmbedding", q, *cache)
+        y = n.op("Attention", q, n.op("RotaryEmbedding", k, *cache), v, is_causal=1)
+        y = n.op("Reshape", n.op("Transpose", y, perm=[0, 2, 1, 3]), n.ints(0, 0, 32))
+    else:
+        q = n.op("RotaryEmbedding", q, *cache, num_heads=4, interleaved=1)
+        y = n.op("Attention", q, k, v, q_num_heads=4, kv_num_heads=keys)
+    n.linear(y, 32, 4)
+    return n.model()
+
+
+def indexed() -> ir.Model:
+    """What is indexed stays, the channels beside it go: ScatterND, GatherND, ScatterElements, GatherElements."""
+    n = Net(x=["N", 5, 6])
+    h = n.op("Transpose", n.linear("x", 6, 8), perm=[1, 0, 2])
+    h = n.op(
+        "ScatterND",
+        h,
+        n.op("Reshape", n.ints(1, 3), n.ints(2, 1)),
+        n.op("GatherND", h, n.op("Reshape", n.ints(0, 2), n.ints(2, 1))),
+    )
+    h = n.op("Transpose", n.op("Relu", h), perm=[1, 0, 2])
+    order = n.op("Cast", n.op("Greater", n.linear("x", 6, 8), n.weight(1)), to=7)
+    picked = n.op("GatherElements", h, order, axis=1)
+    h = n.op("ScatterElements", n.op("Tanh", h), order, picked, axis=1)
+    n.linear(n.op("Relu", n.linear(h, 8, 7)), 7, 4)
+    return n.model()
+
+
+def sampled() -> ir.Model:
+    """Channels pass GridSample and DeformConv."""
+    n = Net(x=["N", 3, 6, 6], opset=20)
+    a = n.op("Relu", n.conv("x", 3, 8))
+    grid = n.op("Tanh", n.op("Transpose", n.conv("x", 3, 2), perm=[0, 2, 3, 1]))
+    a = n.conv(n.op("GridSample", a, grid), 8, 7)
+    return n.head(n.op("Relu", n.conv(a, 7, 6)), 6)
+
+
+def ellipsis() -> ir.Model:
+    """Einsum with an ellipsis, and with an output that is left out."""
+    n = Net(x=["N", 5, 6])
+    h = n.op("Einsum", "x", n.weight(6, 8), equation="...i,ij->...j")
+    h = n.op("Einsum", n.op("Relu", h), n.weight(8, 7), equation="abc,cd")
+    n.op("Einsum", n.op("Tanh", h), n.weight(7, 3), equation="...c,cd->...d")
+    return n.model()
+
+
+def branched() -> ir.Model:
+    """The branches of an If read a tensor and a weight from outside: the tensor stays, the weight is copied."""
+    n = Net(x=["N", 3, 6, 6])
+    a = n.op("Relu", n.conv("x", 3, 8))
+    weight = n.weight(8, 8, 1, 1)
+    b = n.op("Relu", n.op("Conv", n.op("Relu", n.conv("x", 3, 8)), weight))
+    branches = {}
+    for name, nodes in (("then_branch", [("Conv", [a, weight])]), ("else_branch", [("Neg", [a])])):
+        made = [helper.make_node(kind, inputs, [f"{name}_y"], name=f"{name}_n") for kind, inputs in nodes]
+        branches[name] = helper.make_graph(made, name, [], [helper.make_empty_tensor_value_info(f"{name}_y")])
+    which = n.op("Greater", n.op("ReduceMean", "x", keepdims=0), n.weight())
+    c = n.op("If", which, **branches)
+    return n.head(n.op("Concat", n.op("Tanh", c), n.conv(b, 8, 6), axis=1), 14)
+
+
 NETS: dict[str, tuple[Any, tuple[int, ...]]] = {
     "residual": (residual, (2, 3, 8, 8)),
     "concat": (concat, (2, 3, 8, 8)),
@@ -337,6 +446,15 @@ NETS: dict[str, tuple[Any, tuple[int, ...]]] = {
     "gru_both": (lambda: recurrent("GRU", True, linear_before_reset=1), (2, 3, 7)),
     "rnn": (lambda: recurrent("RNN", True), (2, 3, 7)),
     "group_normed": (group_normed, (2, 3, 6, 6)),
+    "integers": (integers, (2, 3, 6, 6)),
+    "attention_4d": (lambda: fused_attention(True), (2, 5, 6)),
+    "attention_3d": (lambda: fused_attention(False), (2, 5, 6)),
+    "attention_4d_grouped": (lambda: fused_attention(True, True), (2, 5, 6)),
+    "attention_3d_grouped": (lambda: fused_attention(False, True), (2, 5, 6)),
+    "indexed": (indexed, (2, 5, 6)),
+    "sampled": (sampled, (2, 3, 6, 6)),
+    "ellipsis": (ellipsis, (2, 5, 6)),
+    "branched": (branched, (2, 3, 6, 6)),
 }
 
 NORMED: dict[str, tuple[Any, tuple[int, ...], int]] = {  # name: (network, input, units that may go at least)
@@ -345,4 +463,5 @@ NORMED: dict[str, tuple[Any, tuple[int, ...], int]] = {  # name: (network, input
     "group_normed_18": (lambda: group_normed(18), (2, 3, 6, 6), 20),
     "normalised_groups": (normalised_groups, (2, 3, 6, 6), 12),
     "unit_length": (unit_length, (2, 5, 6), 17),
+    "dynamic_integers": (lambda: integers(True), (2, 3, 6, 6), 18),
 }

@@ -17,7 +17,12 @@ from onnxslim_opt.passes.prune.cut import cut
 
 from onnxslim_opt import ir
 
-CONTRACTIONS = {"Conv": 2, "ConvTranspose": 2, "Gemm": 2, "MatMul": 2, "Einsum": 9, "LSTM": 1, "GRU": 1, "RNN": 1}
+CONTRACTIONS = {  # how many inputs, from the first, are data that is contracted
+    **dict.fromkeys(("Conv", "ConvTranspose", "Gemm", "MatMul", "Attention"), 2),
+    **dict.fromkeys(("LSTM", "GRU", "RNN", "DeformConv", "DynamicQuantizeLinear"), 1),
+    "Einsum": 9,
+}
+INTEGERS = {"QLinearConv": 2, "QLinearMatMul": 2, "ConvInteger": 2, "MatMulInteger": 2}  # zero point of input 0
 
 
 def build(nodes: list[Any], inputs: dict[str, list[Any]], weights: dict[str, np.ndarray], opset: int = 17) -> ir.Model:
@@ -98,6 +103,9 @@ class Twin:
             for i in range(min(len(node.input), CONTRACTIONS.get(node.op_type, 0))):
                 if node.input[i] in self.found.flow.labels:
                     node.input[i] = self.masked(node.input[i])
+            if node.op_type in INTEGERS and (mask := self.mask(node.input[0])) is not None:
+                zero = node.input[INTEGERS[node.op_type]]
+                node.input[0] = self.op("Where", self.constant(mask > 0), node.input[0], zero)
             if node.op_type in ("LSTM", "GRU", "RNN"):
                 self.recurrent(node)
             if not self.normalised(node):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from onnxslim_opt.passes.prune import Prune, dead, groups
 from onnxslim_opt.passes.prune.cut import cut
-from prune_nets import NETS, NORMED, Net, attention, image, residual
+from prune_nets import NETS, NORMED, Net, attention, branched, image, residual
 from prune_twin import check, distance, run
 from test_prune_pass import context
 
@@ -58,6 +58,23 @@ def test_heads_and_head_dimensions_go_separately() -> None:
     assert counts == [3, 4, 4, 12, 16]
 
 
+def test_what_a_branch_reads_stays_and_its_weights_are_copied() -> None:
+    model, given = branched(), image(2, 3, 6, 6)
+    found, small, _ = check(model, given, 1.0)
+    why = {r.pinned for r in found.describe() if r.pinned}
+    assert any("read inside a subgraph of If" in reason for reason in why)
+    inside = [n for g in small.graphs() if g is not small.graph for n in g.nodes if n.op == "Conv"]
+    assert tuple(inside[0].inputs[1].shape) == (8, 8, 1, 1)
+    assert sizes(small, "Conv")[1] != (8, 8, 1, 1)
+
+
+def test_heads_of_fused_attention_go_separately() -> None:
+    shapes = {"attention_4d": [4, 4, 8], "attention_3d": [4, 4, 8], "attention_3d_grouped": [2, 2, 4, 8]}
+    for name, counts in shapes.items():  # heads (or keys' heads and queries of each), pairs of q/k, dimensions of v
+        make, shape = NETS[name]
+        assert sorted(len(f.units) for f in groups(make(), image(*shape)).families) == counts
+
+
 def test_all_but_one_channel() -> None:
     model = residual()
     _, small, _ = check(model, image(2, 3, 8, 8), 1.0)
@@ -88,6 +105,7 @@ PINS = {
     "Softmax": lambda n, a: n.op("Softmax", a, axis=1),
     "ReduceSum": lambda n, a: n.op("ReduceSum", a, n.ints(1)),
     "statistics of LRN": lambda n, a: n.op("LRN", a, size=3),
+    "Trilu": lambda n, a: n.op("Trilu", n.op("Transpose", a, perm=[0, 2, 3, 1])),
     "no facts for op Det": lambda n, a: n.op("Det", a),
 }
 

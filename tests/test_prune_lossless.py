@@ -9,8 +9,10 @@ import pytest
 from onnx import helper
 from onnxslim_opt.passes.base import Context
 from onnxslim_opt.passes.prune import Prune
+from onnxslim_opt.passes.simplify import Simplify
 from onnxslim_opt.passes.target import Target
 from onnxslim_opt.runtime import feeds
+from prune_nets import Net
 from prune_twin import build, distance, run
 
 from onnxslim_opt import ir
@@ -71,6 +73,89 @@ def test_zeroed_batch_norms_of_a_residual_network_go() -> None:
     small = lossless(build([*nodes, conv("o", "s", "out")], {"x": [1, 3, 8, 8]}, made))
     stream = 12 - len(set(dead["in"]) & set(dead["q"]))
     assert widths(small) == [stream, 8, stream, 5]
+
+
+class Sparse(Net):
+    """Layers with batch norms of which 30 % of the gammas and betas are zero."""
+
+    def normed(
+        self, x: str, cin: int, cout: int, k: int = 3, group: int = 1, share: float = 0.3, **attrs: Any
+    ) -> tuple[str, set[int]]:
+        y = self.norm(self.conv(x, cin, cout, k, group, **attrs), cout)
+        zero = self.rng.choice(cout, round(share * cout), replace=False)
+        gamma, beta = self.nodes[-1].input[1:3]
+        self.weights[gamma][zero] = self.weights[beta][zero] = 0
+        return y, set(zero.tolist())
+
+
+def mobilenet_like() -> tuple[ir.Model, list[int]]:
+    """Inverted residuals with a gate, clipped ReLUs and hard swishes; widths that should be left."""
+    n = Sparse(x=[2, 3, 16, 16])
+    y, stem = n.normed("x", 3, 20, strides=[2, 2])
+    y, zeros, left = n.op("HardSwish", y), [stem], list[int]()
+    for k in range(3):
+        gated = k == 2  # what is constant before a gate is none behind it, unless it is zero
+        wide, a = n.normed(y, 20, 40, 1, share=0.0 if gated else 0.3)
+        wide = n.op("Clip", wide, n.weight(), n.weight()) if k else n.op("HardSwish", wide)
+        deep, b = n.normed(wide, 40, 40, 5, 40)
+        deep = n.op("Relu", deep)
+        if gated:
+            gate = n.op("Relu", n.conv(n.op("GlobalAveragePool", deep), 40, 10, 1))
+            deep = n.op("Mul", deep, n.op("HardSigmoid", n.conv(gate, 10, 40, 1)))
+        out, c = n.normed(deep, 40, 20, 1)
+        y = n.op("Add", y, out)
+        zeros.append(c)
+        left += [40 - len(a | b)] * 2
+    for name in [w for node in n.nodes if node.op_type == "Clip" for w in node.input[1:]]:
+        n.weights[name] = np.array(0, np.float32)
+    for node in [node for node in n.nodes if node.op_type == "Clip"]:
+        n.weights[node.input[2]] = np.array(6, np.float32)
+    stream = 20 - len(set.intersection(*zeros))
+    blocks = [[left[2 * k], left[2 * k], *([10, left[4]] if k == 2 else []), stream] for k in range(3)]
+    return n.head(y, 20), [stream, *(width for block in blocks for width in block)]
+
+
+def resnet_like() -> tuple[ir.Model, list[int]]:
+    """Bottlenecks of two stages, the second with a convolution on its shortcut."""
+    n = Sparse(x=[2, 3, 16, 16])
+    y, zero = n.normed("x", 3, 20)
+    y, zeros, widths, streams = n.op("Relu", y), zero, list[int](), list[tuple[int, int]]()
+    for stage, cout in enumerate((20, 30)):
+        shortcut = y
+        if stage:
+            shortcut, zeros = n.normed(y, 20, cout, 1, strides=[2, 2])
+        a, dead_a = n.normed(y, 20, 10, 1)
+        b, dead_b = n.normed(n.op("Relu", a), 10, 10, strides=[1 + stage] * 2)
+        c, dead_c = n.normed(n.op("Relu", b), 10, cout, 1)
+        stream = cout - len(zeros & dead_c)
+        y = n.op("Relu", n.op("Add", c, shortcut))
+        streams.append((stream, stage))
+        widths += [stream] * stage + [10 - len(dead_a), 10 - len(dead_b), stream]
+    return n.head(y, 30), [streams[0][0], *widths]
+
+
+@pytest.mark.parametrize("make", [mobilenet_like, resnet_like])
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_third_of_every_batch_norm_is_zero_and_its_channels_go(make: Any, fused: bool) -> None:
+    model, expected = make()
+    if fused:
+        Simplify().run(model)
+        ir.order.sort(model)
+        ir.shapes.refresh(model)
+    found = widths(lossless(model))
+    assert len(found) == len(expected)
+    assert all(n <= most for n, most in zip(found, expected))  # bounds may show more channels to be dead
+
+
+@pytest.mark.parametrize("function", ["HardSwish", "HardSigmoid", "Elu", "Selu", "Softplus", "Gelu", "Mish", "Neg"])
+def test_constants_pass_activations(function: str) -> None:
+    w = weights(10, 3, 3, 3)
+    w[[2, 7]] = 0
+    nodes = [helper.make_node(function, ["y"], ["z"])]
+    inputs = {"x": [1, 3, 9, 9]}
+    made = {"a_w": w, "a_b": weights(10), "b_w": weights(6, 10, 3, 3), "b_b": weights(6)}
+    model = build([conv("a", "x", "y"), *nodes, conv("b", "z", "out", 0)], inputs, made, opset=22)
+    assert widths(lossless(model)) == [8, 6]
 
 
 @pytest.mark.parametrize("pads", [0, 1])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import string
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,42 +35,79 @@ def _tile(cells: Cells | None, times: int) -> Cells | None:
     return None if cells is None else np.tile(cells, (times, 1))
 
 
-def conv(flow: Flow, node: gs.Node) -> None:
+@dataclass(frozen=True)
+class Places:
+    """Positions of an operator's inputs: the two that are multiplied, the bias, and vectors (scales, zero points)
+    that go with the outputs of the second."""
+
+    x: int = 0
+    w: int = 1
+    bias: int = 2
+    vectors: tuple[int, ...] = ()
+
+
+PLAIN = Places()
+
+
+def conv(flow: Flow, node: gs.Node, at: Places = PLAIN) -> None:
     """Input channels meet the weight's; output channels are new. Groups are thinned alike, or go whole."""
-    x, weight = node.inputs[0], node.inputs[1]
+    x, weight = node.inputs[at.x], node.inputs[at.w]
     shape = flow.size(weight)
     groups = int(node.attrs.get("group", 1))
     rows, columns = flow.grid(node, flow.of(x)[1], groups)
-    flow.meet(node, 1, 1, columns) if shape[1] > 1 else None
+    flow.meet(node, at.w, 1, columns) if shape[1] > 1 else None
     flow.pin(weight, f"kernel of '{node.name}'", range(2, len(shape)))
-    flow.pin(x, f"space of Conv '{node.name}'", range(2, len(flow.size(x))))
-    out = _conv_out(flow, node, 0, shape[0], groups, rows)
-    _finish_conv(flow, node, out, rows, columns, 1)
+    flow.pin(x, f"space of {node.op} '{node.name}'", range(2, len(flow.size(x))))
+    out = _conv_out(flow, node, at.w, shape[0], groups, rows)
+    for index in at.vectors:
+        along_outputs(flow, node, index, out)
+    _finish_conv(flow, node, out, rows, columns, 1, at)
 
 
-def _conv_out(flow: Flow, node: gs.Node, axis: int, channels: int, groups: int, rows: Cells | None) -> Cells | None:
+def fused_conv(flow: Flow, node: gs.Node) -> None:
+    """ONNX Runtime's convolution with an activation; a sum that it took in is a fourth input of the output's shape."""
+    conv(flow, node)
+    if len(node.inputs) > 3 and node.inputs[3].name:
+        flow.meet(node, 3, 1, flow.of(node.outputs[0])[1])
+        flow.put(node.outputs[0], flow.of(node.outputs[0]))
+
+
+def along_outputs(flow: Flow, node: gs.Node, index: int, cells: Cells | None) -> None:
+    """A vector input of one entry an output channel; a single entry is for all."""
+    tensor = node.inputs[index] if index < len(node.inputs) else None
+    if tensor is not None and tensor.name and flow.rank(tensor) == 1 and flow.size(tensor)[0] > 1:
+        flow.meet(node, index, 0, cells)
+
+
+def _conv_out(flow: Flow, node: gs.Node, index: int, channels: int, groups: int, rows: Cells | None) -> Cells | None:
     """Labels of the output channels: {group, position}; plain new ones without groups."""
     if groups == 1:
-        return _weight_axis(flow, node, 1, axis)
+        return _weight_axis(flow, node, index, 0)
     each = channels // groups
     out = rows
     if each > 1:
         made = np.tile(flow.atoms.fresh(each), (groups, 1))
         out = join(_repeat(rows, each), made)
-        flow.origin(node, 1, axis, made)
-    flow.meet(node, 1, axis, out)
+        flow.origin(node, index, 0, made)
+    flow.meet(node, index, 0, out)
     return flow.atoms.resolve(out)
 
 
 def _finish_conv(
-    flow: Flow, node: gs.Node, out: Cells | None, rows: Cells | None, columns: Cells | None, inner: int
+    flow: Flow,
+    node: gs.Node,
+    out: Cells | None,
+    rows: Cells | None,
+    columns: Cells | None,
+    inner: int,
+    at: Places = PLAIN,
 ) -> None:
     """`inner`: the axis of the weight that is summed."""
-    flow.meet(node, 2, 0, out)
+    flow.meet(node, at.bias, 0, out)
     if rows is not None:
         flow.fixes.append(Count(node.name, rows))
-    flow.product(node, (0, 1), (1, inner), columns, out)
-    labels = flow.of(node.inputs[0])
+    flow.product(node, (at.x, at.w), (1, inner), columns, out)
+    labels = flow.of(node.inputs[at.x])
     flow.put(node.outputs[0], [labels[0], out] + [None] * (len(labels) - 2))
 
 
@@ -108,31 +147,36 @@ def _side(flow: Flow, node: gs.Node, index: int, axis: int) -> Cells | None:
     return _weight_axis(flow, node, index, axis)
 
 
-def _contract(flow: Flow, node: gs.Node, axis_a: int, axis_b: int) -> Cells | None:
-    """The contracted axes of inputs 0 and 1 are the same positions."""
-    a_const, b_const = (isinstance(t, gs.Constant) for t in node.inputs[:2])
-    if a_const:
-        cells = None if b_const else flow.of(node.inputs[1])[axis_b]
-        flow.cut(node, 0, axis_a, cells)
+def _contract(flow: Flow, node: gs.Node, axis_a: int, axis_b: int, at: Places = PLAIN) -> Cells | None:
+    """The contracted axes of the two operands are the same positions."""
+    a, b = node.inputs[at.x], node.inputs[at.w]
+    if isinstance(a, gs.Constant):
+        cells = None if isinstance(b, gs.Constant) else flow.of(b)[axis_b]
+        flow.cut(node, at.x, axis_a, cells)
         return cells
-    cells = flow.of(node.inputs[0])[axis_a]
-    flow.meet(node, 1, axis_b, cells)
+    cells = flow.of(a)[axis_a]
+    flow.meet(node, at.w, axis_b, cells)
     return flow.atoms.resolve(cells)
 
 
-def matmul(flow: Flow, node: gs.Node) -> None:
+def matmul(flow: Flow, node: gs.Node, at: Places = PLAIN) -> None:
     """numpy's matmul in all ranks: contracted axes unite, rows and columns pass, batch axes align with broadcasting."""
-    a, b = node.inputs[:2]
+    a, b = node.inputs[at.x], node.inputs[at.w]
     rank_a, rank_b = flow.rank(a), flow.rank(b)
     if rank_a == 0 or rank_b == 0:
         flow.pin_inputs(node, f"MatMul '{node.name}' of a scalar")
         return
     inner_b = rank_b - 2 if rank_b > 1 else 0
-    inner = _contract(flow, node, rank_a - 1, inner_b)
-    rows = _side(flow, node, 0, rank_a - 2) if rank_a > 1 else None
-    columns = _side(flow, node, 1, rank_b - 1) if rank_b > 1 else None
-    batch = _batch(flow, node, rank_a, rank_b)
-    operands, axes = ((1, 0), (inner_b, rank_a - 1)) if isinstance(a, gs.Constant) else ((0, 1), (rank_a - 1, inner_b))
+    inner = _contract(flow, node, rank_a - 1, inner_b, at)
+    rows = _side(flow, node, at.x, rank_a - 2) if rank_a > 1 else None
+    columns = _side(flow, node, at.w, rank_b - 1) if rank_b > 1 else None
+    for index in at.vectors:
+        along_outputs(flow, node, index, columns)
+    shapes = [flow.size(t)[: max(r - 2, 0)] for t, r in ((a, rank_a), (b, rank_b))]
+    batch = align(flow, node, (at.x, at.w), shapes, max(len(s) for s in shapes))
+    operands, axes = (at.x, at.w), (rank_a - 1, inner_b)
+    if isinstance(a, gs.Constant):
+        operands, axes = operands[::-1], axes[::-1]
     flow.product(node, operands, axes, inner, rows, columns, *batch)
     out = [*batch]
     out += [rows] if rank_a > 1 else []
@@ -140,23 +184,31 @@ def matmul(flow: Flow, node: gs.Node) -> None:
     flow.put(node.outputs[0], out)
 
 
-def _batch(flow: Flow, node: gs.Node, rank_a: int, rank_b: int) -> list[Cells | None]:
-    shapes = [flow.size(t)[: max(r - 2, 0)] for t, r in ((node.inputs[0], rank_a), (node.inputs[1], rank_b))]
-    return align(flow, node, (0, 1), shapes, max(len(s) for s in shapes))
+def equation(flow: Flow, node: gs.Node) -> tuple[list[str], str]:
+    """The terms of an Einsum and its output, letter by letter: ellipses become capitals (counted from the last axis),
+    an output that is left out gets the letters that come once, in their order."""
+    text = node.attrs.get("equation", "")
+    text = (text.decode() if isinstance(text, bytes) else str(text)).replace(" ", "")
+    left, arrow, right = text.partition("->")
+    terms = left.split(",")
+    spare = [c for c in string.ascii_uppercase if c not in text]
+    hidden = [flow.rank(t) - len(term.replace("...", "")) for t, term in zip(node.inputs, terms)]
+    most = max((n for n, term in zip(hidden, terms) if "..." in term), default=0)
+    capitals = "".join(spare[:most])
+    if not arrow:
+        once = sorted(c for c in set(left) - set(",.") if left.count(c) == 1)
+        right = "..." * ("..." in left) + "".join(once)
+    terms = [term.replace("...", capitals[most - n :] if n else "") for term, n in zip(terms, hidden)]
+    return terms, right.replace("...", capitals)
 
 
 def einsum(flow: Flow, node: gs.Node) -> None:
     """Every letter is one field; letters that only a constant has start there."""
-    equation = node.attrs.get("equation", "")
-    equation = (equation.decode() if isinstance(equation, bytes) else str(equation)).replace(" ", "")
-    left, arrow, right = equation.partition("->")
-    terms = left.split(",")
-    if not arrow or "." in equation or any(len(set(t)) != len(t) for t in terms):
-        flow.pin_inputs(node, f"Einsum '{node.name}' with an ellipsis, a repeated or an implicit output letter")
+    terms, right = equation(flow, node)
+    if any(len(set(t)) != len(t) for t in terms):
+        flow.pin_inputs(node, f"Einsum '{node.name}' with a letter twice in one term")
         return
-    fields = {
-        letter: _letter(flow, node, terms, letter, letter in right) for letter in dict.fromkeys(left) if letter != ","
-    }
+    fields = {letter: _letter(flow, node, terms, letter, letter in right) for letter in dict.fromkeys("".join(terms))}
     _einsum_products(flow, node, terms, right, fields)
     flow.put(node.outputs[0], [flow.atoms.resolve(fields[x]) for x in right])
 

@@ -7,12 +7,25 @@ from typing import Any
 
 import onnx_graphsurgeon as gs
 
-from . import flow_elementwise, flow_linear, flow_moves, flow_norms, flow_recurrent, flow_reshape
+from . import (
+    flow_attention,
+    flow_elementwise,
+    flow_index,
+    flow_integer,
+    flow_linear,
+    flow_moves,
+    flow_norms,
+    flow_recurrent,
+    flow_reshape,
+)
 
 Rule = Callable[[Any, gs.Node], None]
 
 _RULES: dict[str, Rule] = {
+    **flow_attention.RULES,
     **flow_elementwise.RULES,
+    **flow_index.RULES,
+    **flow_integer.RULES,
     **flow_linear.RULES,
     **flow_moves.RULES,
     **flow_norms.RULES,
@@ -23,6 +36,9 @@ _MICROSOFT: dict[str, Rule] = {
     **dict.fromkeys(("Gelu", "FastGelu", "QuickGelu", "BiasGelu"), flow_elementwise.elementwise),
     **dict.fromkeys(("SkipLayerNormalization", "SkipSimplifiedLayerNormalization"), flow_norms.skip_norm),
     **dict.fromkeys(("QuantizeLinear", "DequantizeLinear"), flow_elementwise.quantize),
+    **flow_integer.MICROSOFT,
+    "FusedConv": flow_linear.fused_conv,
+    "FusedGemm": flow_linear.gemm,
 }
 
 

@@ -62,5 +62,5 @@ FACTS = (
     Facts("Einsum", "weighted", macs=_einsum_macs),
     Facts("Attention", "opaque", macs=_attention_macs),
     Facts("MatMulInteger", "opaque", macs=_product_macs),
-    Facts("QLinearMatMul", "opaque"),
+    Facts("QLinearMatMul", "opaque", macs=_product_macs),
 )

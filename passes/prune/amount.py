@@ -6,6 +6,7 @@ the prefix of the order then grows until the amount is met all the same.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,11 +36,17 @@ class Amount:
         return at >= round(strength * (self.ratio or 0.0) * total)
 
 
-def multiple_of(size: int, multiple: int, fixed: bool) -> int:
-    """The multiple that a family of `size` channels is rounded to; finer for small ones unless the user fixed it."""
-    if fixed or multiple <= 1:
-        return max(multiple, 1)
-    return max(1, next(multiple // part for least, part in STEPS if size >= least))
+def step_of(size: int, span: int, multiple: int, fixed: bool) -> int:
+    """What the count of a family of `size` units is a multiple of, so that channels are multiples of `multiple`.
+
+    span: channels that a unit is. Finer for small families unless the user fixed it.
+    """
+    if multiple <= 1:
+        return 1
+    if fixed:
+        return multiple // math.gcd(multiple, span)
+    part = max(1, next(multiple // part for least, part in STEPS if size * span >= least))
+    return max(1, min(part // math.gcd(part, span), size // 4))
 
 
 def chosen(groups: Groups, order: Order, amount: Amount, strength: float, multiple: int, fixed: bool) -> np.ndarray:
@@ -77,8 +84,8 @@ def rounded(groups: Groups, units: list[int], multiple: int, fixed: bool) -> lis
     for unit in units:
         gone[family[unit]] += 1
     allowed = []
-    for size, lost in zip(sizes, gone):
-        step = multiple_of(size, multiple, fixed)
+    for one, size, lost in zip(groups.families, sizes, gone):
+        step = step_of(size, groups.ledger.span(int(one.units[0])), multiple, fixed)
         allowed.append(max(0, size - -(-(size - lost) // step) * step))
     kept, used = [], [0] * len(sizes)
     for unit in units:

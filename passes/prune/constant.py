@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from scipy import special
 
 from ...ir import Model, edit
 
@@ -173,6 +174,41 @@ def _leaky(node: gs.Node, x: Array) -> Array:
     return np.where(x < 0, slope * x, x) if slope >= 0 else np.full_like(x, np.nan)
 
 
+def _dipped(function: Callable[[Array], Array], floor: float) -> Callable[[Analysis, gs.Node], Known | None]:
+    """Functions that fall from 0 to their least value `floor` and rise from there on, such as HardSwish."""
+
+    def rule(a: Analysis, node: gs.Node) -> Known | None:
+        x = a.of(node.inputs[0])
+        if x is None:
+            return None
+        ends = [function(np.clip(v, -1e6, 1e6)) for v in (x.lo, x.hi)]
+        lo = np.where(x.lo == x.hi, ends[0], floor)
+        hi = np.where(np.isinf(x.hi), np.inf, np.maximum(*ends))
+        return Known(x.axis, lo, hi, np.array([a.number((_attributes(node), k)) for k in x.key.tolist()]))
+
+    return rule
+
+
+def _gelu(a: Analysis, node: gs.Node) -> Known | None:
+    exact = str(node.attrs.get("approximate", "none")) == "none"  # the other form is another function
+    return _dipped(lambda x: x * special.ndtr(x), -0.17)(a, node) if exact else None
+
+
+def _hard_sigmoid(node: gs.Node, x: Array) -> Array:
+    slope = float(node.attrs.get("alpha", 0.2))
+    return np.clip(slope * x + float(node.attrs.get("beta", 0.5)), 0, 1) if slope else np.full_like(x, np.nan)
+
+
+def _elu(node: gs.Node, x: Array) -> Array:
+    alpha, scale = float(node.attrs.get("alpha", 1.0)), 1.0
+    if node.op == "Selu":
+        alpha, scale = (float(node.attrs.get(k, d)) for k, d in (("alpha", 1.6732632), ("gamma", 1.050701)))
+    width = alpha if node.op == "Celu" else 1.0
+    if alpha <= 0 or scale <= 0:
+        return np.full_like(x, np.nan)
+    return scale * np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0) / width))
+
+
 def _binary(a: Analysis, node: gs.Node) -> Known | None:
     found = [a.of(t) for t in node.inputs]
     axis, count = next(
@@ -214,9 +250,17 @@ def _side(a: Analysis, tensor: Any, axis: int, count: int) -> tuple[Array, Array
         flat = np.broadcast_to(values.reshape(-1), (count,))
         return flat, flat, flat.tolist()
     found = a.of(tensor)
-    if found is None or tensor.shape is None or found.axis - len(tensor.shape) != axis or len(found.lo) != count:
+    if tensor.shape is None:
         return None
+    if found is None or found.axis - len(tensor.shape) != axis or len(found.lo) != count:
+        return _unknown(tensor, count) if -axis > len(tensor.shape) or tensor.shape[axis] in (1, count) else None
     return found.lo, found.hi, [("tensor", k) for k in found.key.tolist()]
+
+
+def _unknown(tensor: Any, count: int) -> tuple[Array, Array, list[Any]]:
+    """Of an operand of which nothing is known: nothing times it is nothing all the same."""
+    most = np.full(count, np.inf)
+    return -most, most, [("of", tensor.name, k) for k in range(count)]
 
 
 def _pool(a: Analysis, node: gs.Node) -> Known | None:
@@ -262,6 +306,14 @@ RULES: dict[str, Callable[[Analysis, gs.Node], Known | None]] = {
     "Clip": _monotone(_clip),
     "LeakyRelu": _monotone(_leaky),
     "Sigmoid": _monotone(_sigmoid),
+    "HardSigmoid": _monotone(_hard_sigmoid),
+    **dict.fromkeys(("Elu", "Selu", "Celu"), _monotone(_elu)),
+    "Softplus": _monotone(lambda node, x: np.logaddexp(0, x)),
+    "Neg": _monotone(lambda node, x: -x),
+    "HardSwish": _dipped(lambda x: x * np.clip(x / 6 + 0.5, 0, 1), -0.375),
+    "Gelu": _gelu,
+    "Swish": _dipped(lambda x: x * special.expit(x), -0.2785),
+    "Mish": _dipped(lambda x: x * np.tanh(np.logaddexp(0, x)), -0.3089),
     "Tanh": _monotone(lambda node, x: np.tanh(x)),
     "Exp": _monotone(lambda node, x: np.exp(x)),
     **dict.fromkeys(("Add", "Sub", "Mul", "Max", "Min"), _binary),

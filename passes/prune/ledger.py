@@ -30,15 +30,15 @@ class Ledger:
         self._where: dict[int, list[tuple[int, np.ndarray]]] = {int(u): [] for u in units}
         for labels in flow.labels.values():
             for cells in labels:
-                self._line(flow.atoms.resolve(cells))
-        self.params, self.macs = self._table(params), self._table(macs)
+                self.line(flow.atoms.resolve(cells))
+        self.params, self.macs = self.table(params), self.table(macs)
         self.reset()
         self.vital = np.array([u for u in units if not self._may(int(u))], np.int64)
         gone = set(self.vital.tolist())
         self.units = np.array([u for u in units if int(u) not in gone], np.int64)
 
-    def _line(self, cells: Cells | None) -> int:
-        """The line of these cells; -1 where nothing can go."""
+    def line(self, cells: Cells | None) -> int:
+        """The line of these cells; -1 where nothing can go. One that is new counts from the next `reset` on."""
         if cells is None or not self._free[cells].any():
             return -1
         cells = np.where(self._free[cells], cells, 0)
@@ -79,22 +79,23 @@ class Ledger:
         self.gone.append(unit)
         return True
 
-    def _table(self, amounts: Amounts) -> Table:
-        lines = [[self._line(c) for c in cells] for _, cells in amounts]
+    def table(self, amounts: Amounts) -> Table:
+        """Amounts that go with the living fractions of lines."""
+        lines = [[self.line(c) for c in cells] for _, cells in amounts]
         width = max((len(x) for x in lines), default=1)
         index = np.full((len(lines), max(width, 1)), -1)
         for row, found in zip(index, lines):
             row[: len(found)] = found
         return np.array([a for a, _ in amounts], np.float64), index
 
-    def _fractions(self) -> np.ndarray:
+    def fractions(self) -> np.ndarray:
         """Living fraction of every line; 1 for the line that is not there (index -1)."""
         return np.append(self.left / np.maximum(self.total, 1), 1.0)
 
     def amount(self, table: Table) -> float:
         """What is left of params or macs."""
         full, index = table
-        return float((full * self._fractions()[index].prod(1)).sum())
+        return float((full * self.fractions()[index].prod(1)).sum())
 
     @property
     def lines(self) -> int:
@@ -105,10 +106,19 @@ class Ledger:
         """(line, positions) that a unit holds."""
         return self._where[unit]
 
+    def span(self, unit: int) -> int:
+        """How many channels of a layer a unit is: a head is all of its dimensions."""
+        weights = set(self.params[1].reshape(-1).tolist())
+        return min((len(places) for line, places in self._where[unit] if line in weights), default=1)
+
+    def living(self, unit: int) -> list[tuple[int, int]]:
+        """(line, how many living positions) that a unit holds."""
+        return [(line, int((~self._dead[line][places]).sum())) for line, places in self._where[unit]]
+
     def savings(self, table: Table) -> np.ndarray:
         """For every line: what one position of it is worth now."""
         full, index = table
-        now = full * self._fractions()[index].prod(1)
+        now = full * self.fractions()[index].prod(1)
         each = now[:, None] / np.maximum(np.append(self.left, 1), 1)[index]
         worth = np.zeros(len(self._length) + 1)
         np.add.at(worth, index, each)

@@ -46,7 +46,7 @@ def greedy(
     """Remove units until it is enough. extra: losses that do not change (units without a linear consumer, or all
     units when there are no curvatures). currency: "channels", "macs" or "params", what savings are counted in. shares:
     of families that lose just this share, before all others."""
-    work = _Work(groups, curvatures, extra, currency, scope)
+    work = Work(groups, curvatures, extra, currency, scope)
     for family, share in (shares or {}).items():
         work.settle(family, share)
     while work.alive and not enough(work.order):
@@ -57,7 +57,9 @@ def greedy(
     return work.order
 
 
-class _Work:
+class Work:
+    """What is left while units go: their losses, what each family has left, the ledger, and the order so far."""
+
     def __init__(
         self, groups: Groups, curvatures: Sequence[Curvature], extra: Mapping[int, float], currency: str, scope: str
     ):
@@ -93,6 +95,7 @@ class _Work:
         return sparse.csr_matrix((values, (rows, columns)), (len(units), self.ledger.lines))
 
     def losses(self) -> dict[int, float]:
+        """Of every living unit with a score, if it alone went next."""
         total = {u: self.extra[u] for u in self.alive if u in self.scored}
         for part in self.parts:
             for u, loss in part.items():
@@ -112,6 +115,7 @@ class _Work:
         return (params + 0.05 * macs if self.currency == "params" else macs + 0.05 * params) + 1e-12
 
     def cheapest(self) -> list[tuple[int, float]]:
+        """The next units of a global order, with their losses."""
         losses, savings = self.losses(), self.savings()
         ranked = sorted(losses, key=lambda u: (losses[u] / savings[self.row[u]], u))
         chosen: list[tuple[int, float]] = []
@@ -153,6 +157,7 @@ class _Work:
         self.alive = {u: None for u in self.alive if self.family[u] != family}
 
     def remove(self, chosen: Sequence[tuple[int, float]]) -> None:
+        """Let units go, log them, and down-date the losses of the others."""
         gone = []
         for u, loss in chosen:
             del self.alive[u]
@@ -177,7 +182,7 @@ class _Work:
 
 def logged(groups: Groups, units: Sequence[int]) -> Order:
     """An order of these units, with what is gone after each; those that an axis cannot spare are left out."""
-    work = _Work(groups, [], {}, "channels", "global")
+    work = Work(groups, [], {}, "channels", "global")
     for unit in units:
         if work.ledger.remove(unit):
             work.log(unit)

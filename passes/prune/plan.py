@@ -16,6 +16,7 @@ from .dead import Fold
 from .grouping import Groups
 from .layers import Layer, layers, matrix
 from .order import Order
+from .pacing import Pace
 from .refit import RIDGES
 from .score import Curvature, columns_of, curvature
 from .stats import Target
@@ -40,6 +41,7 @@ class Plan:
     folds: dict[str, Fold] = field(default_factory=dict)
     ridges: Sequence[float] = RIDGES
     contest: list[float] = field(default_factory=list)  # output errors of the ways to weigh losses, if they were tried
+    pace: Pace | None = None
 
 
 def fitting_feeds(ctx: Context) -> Feeds:

@@ -16,6 +16,7 @@ from . import plan as planning
 from .amount import Amount, chosen
 from .cut import alive_after, cut
 from .order import Order, greedy
+from .pacing import pace
 from .plan import Plan
 from .refit import DISTRUST, RIDGES, refit
 from .score import Curvature
@@ -44,6 +45,9 @@ class Prune(LossyPass):
     macs: float | None = field(default=None, metadata={"help": "share of the MACs to remove", "min": 0, "max": 0.99})
     params: float | None = field(
         default=None, metadata={"help": "share of the parameters to remove", "min": 0, "max": 0.99}
+    )
+    speedup: float | None = field(
+        default=None, metadata={"help": "how many times as fast the model is to run, measured here, e.g. 1.5", "min": 1}
     )
     criterion: str = field(
         default="auto",
@@ -84,17 +88,19 @@ class Prune(LossyPass):
     )
 
     def __post_init__(self) -> None:
-        given = [n for n in ("ratio", "macs", "params") if getattr(self, n) is not None]
+        given = [n for n in ("ratio", "macs", "params", "speedup") if getattr(self, n) is not None]
         if len(given) > 1:
             raise OptionError(f"prune: give one of {' and '.join(given)}, not both")
+        if self.speedup is not None and self.scope != "global":
+            raise OptionError("prune: speedup chooses over the whole model; leave out scope")
         if given and self.lossless:
             raise OptionError(f"prune: lossless removes what is dead and nothing else; leave out {given[0]}")
         overrides.parse(self.shares)
 
     @property
     def explicit(self) -> bool:
-        """Whether ratio, macs or params says how much (or only what is dead may go)."""
-        return self.lossless or any(x is not None for x in (self.ratio, self.macs, self.params))
+        """Whether ratio, macs, params or speedup says how much (or only what is dead may go)."""
+        return self.lossless or any(x is not None for x in (self.ratio, self.macs, self.params, self.speedup))
 
     @property
     def amount(self) -> Amount:
@@ -142,9 +148,13 @@ class Prune(LossyPass):
         return plan
 
     def _ordered(self, plan: Plan, curves: list[Curvature], extra: dict[int, float], ctx: Context) -> Order:
-        """Greedy, then swaps; uses the curves up."""
+        """Greedy, then swaps, or by measured time; uses the curves up."""
         found = plan.groups
         fixed = overrides.of_families(found, overrides.parse(self.shares))
+        if self.speedup is not None:
+            model, rounding = found.flow.model, self._rounding(ctx)
+            plan.pace = pace(model, found, curves, extra, self.speedup, *rounding, ctx, fixed)
+            return plan.pace.steps.order
         order = greedy(found, curves, extra, self.scope, self._enough(len(found.units)), self._currency, fixed)
         if not curves or fixed or not self.swaps:
             return order
@@ -157,7 +167,8 @@ class Prune(LossyPass):
         pairs = energy.shares(model, found.flow, {c.node for c in curves}, feeds, ctx)
         plain = [replace(c, emphasis=None, rows={}) for c in curves]
         factors = sensitivity.measured(model, found, plan.layers, plain, pairs, feeds, ctx)
-        ways = WAYS if self.refit and contest.affordable(model, feeds, len(WAYS)) else WAYS[:1]
+        wide = self.refit and self.speedup is None and contest.affordable(model, feeds, len(WAYS))
+        ways = WAYS if wide else WAYS[:1]
         orders = []
         for power, by_output in ways:
             mine = curves if by_output else plain
@@ -215,11 +226,16 @@ class Prune(LossyPass):
     def _gone(self, plan: Plan, strength: float, ctx: Context) -> np.ndarray:
         if self.lossless or plan.held_back:
             return np.array(plan.order.units, np.int64)
+        if plan.pace is not None:
+            return np.array(plan.pace.units(strength), np.int64)
         return self._chosen(plan.groups, plan.order, strength, ctx)
 
     def _chosen(self, groups: grouping.Groups, order: Order, strength: float, ctx: Context) -> np.ndarray:
-        multiple = ctx.target.channel_multiple if self.round_to is None else self.round_to
-        return chosen(groups, order, self.amount, strength, multiple, self.round_to is not None)
+        return chosen(groups, order, self.amount, strength, *self._rounding(ctx))
+
+    def _rounding(self, ctx: Context) -> tuple[int, bool]:
+        """What channel counts are multiples of, and whether the user said so."""
+        return (ctx.target.channel_multiple, False) if self.round_to is None else (self.round_to, True)
 
     def _kept(self, plan: Plan, gone: np.ndarray) -> dict[str, np.ndarray]:
         """Which outputs of every layer are left."""

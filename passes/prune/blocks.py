@@ -1,0 +1,142 @@
+"""The order of removal when time is what counts: whole steps of a family, by loss per measured millisecond saved.
+
+A layer's time is a staircase of its channels, so single channels save nothing or a whole step. What may go next is
+therefore the cheapest channels of a family down to one of the counts on its ladder. The family's times are taken as
+isotonic (keeping more never counts as faster), so a count that saves no more than a larger one is never chosen:
+channels are given up only where that pays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .amount import step_of
+from .clock import ladder
+from .grouping import Groups
+from .order import MOST_OF_A_FAMILY, ROUNDS, Order, Work
+from .score import Curvature
+from .timetable import Timetable
+
+COUNTS = 16  # steps on the ladder of a family
+LEAST = 1e-4  # of the model's time that a step must save to be worth a look
+
+
+@dataclass(frozen=True)
+class Step:
+    """Units of one family that may go together: their losses, and the microseconds that it saves."""
+
+    units: tuple[int, ...]
+    losses: tuple[float, ...]
+    saved: float
+
+    @property
+    def price(self) -> float:
+        """Loss per microsecond."""
+        return sum(self.losses) / self.saved
+
+
+@dataclass
+class Paced:
+    """An order whose stops (numbers of units) are whole steps. us: predicted time at each stop; total: before any."""
+
+    order: Order
+    stops: list[int]
+    us: list[float]
+    total: float
+
+
+def paced(
+    groups: Groups,
+    curvatures: Sequence[Curvature],
+    extra: Mapping[int, float],
+    table: Timetable,
+    rounding: tuple[int, bool],
+    enough: Callable[[float], bool],
+    shares: Mapping[int, float] | None = None,
+) -> Paced:
+    """Remove steps until the predicted microseconds are few enough. rounding: the multiple of channels, and whether the
+    user fixed it. shares: of families that lose just this share, before all others. Otherwise as `order.greedy`."""
+    work = Work(groups, curvatures, extra, "macs", "global")
+    for family, share in (shares or {}).items():
+        work.settle(family, share)
+    sizes = [(len(f.units), groups.ledger.span(int(f.units[0]))) for f in groups.families]
+    ladders = [ladder(n, step_of(n, span, *rounding), COUNTS) for n, span in sizes]
+    result = Paced(work.order, [], [], table.total)
+    now = table.now()
+    while work.alive and not enough(now):
+        chosen = _cheapest(work, table, ladders)
+        if not chosen:
+            break
+        work.remove(chosen)
+        now = table.now()
+        result.stops.append(len(work.order))
+        result.us.append(now)
+    return result
+
+
+def _cheapest(work: Work, table: Timetable, ladders: Sequence[Sequence[int]]) -> list[tuple[int, float]]:
+    """The best steps of different families, of about a sixtieth of the model's time together."""
+    by_family: dict[int, list[int]] = {}
+    losses = _shares(work) if not work.curvatures else work.losses()
+    for unit in losses:
+        by_family.setdefault(work.family[unit], []).append(unit)
+    times, worth = table.times(), work.ledger.savings(table.rest)
+    best = [
+        min(found, key=lambda s: s.price)
+        for k, units in by_family.items()
+        if (
+            found := _steps(
+                work, table, sorted(units, key=lambda u: (losses[u], u)), losses, ladders[k], k, times, worth
+            )
+        )
+    ]
+    chosen: list[tuple[int, float]] = []
+    saved = 0.0
+    for step in sorted(best, key=lambda s: (s.price, s.units[0])):
+        chosen += zip(step.units, step.losses)
+        saved += step.saved
+        if saved >= table.total / ROUNDS:
+            break
+    return chosen
+
+
+def _shares(work: Work) -> dict[int, float]:
+    """Magnitudes have no common scale: each is taken as its share of what its family has left, squared, so that the
+    last channels of a family are dear."""
+    total: dict[int, float] = {}
+    losses = {u: loss * loss for u, loss in work.losses().items()}
+    for unit, loss in losses.items():
+        total[work.family[unit]] = total.get(work.family[unit], 0.0) + loss
+    return {u: loss / max(total[work.family[u]], 1e-30) for u, loss in losses.items()}
+
+
+def _steps(
+    work: Work,
+    table: Timetable,
+    ranked: Sequence[int],
+    losses: Mapping[int, float],
+    counts: Sequence[int],
+    family: int,
+    times: Sequence[float],
+    worth: np.ndarray,
+) -> list[Step]:
+    """Down to every lower count of the ladder that saves more than the count above it."""
+    left, size = work.left[family], work.size[family]
+    found: list[Step] = []
+    best, lost, taken = LEAST * table.total, dict[int, int](), 0
+    for count in sorted((n for n in counts if n < left), reverse=True):
+        if count < (1 - MOST_OF_A_FAMILY) * size or left - count > len(ranked):
+            break
+        for unit in ranked[taken : left - count]:
+            for line, n in work.ledger.living(unit):
+                lost[line] = lost.get(line, 0) + n
+        taken = left - count
+        saved = table.saved(times, worth, lost)
+        if saved > best * (1 + 1e-3):
+            units = tuple(ranked[:taken])
+            found.append(Step(units, tuple(losses[u] for u in units), saved))
+            best = saved
+    return found
