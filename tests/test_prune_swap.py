@@ -7,11 +7,12 @@ from itertools import combinations
 import numpy as np
 import pytest
 from onnxslim_opt.passes.prune import groups as grouped
+from onnxslim_opt.passes.prune.amount import Amount, chosen
 from onnxslim_opt.passes.prune.grouping import Family
 from onnxslim_opt.passes.prune.order import logged
 from onnxslim_opt.passes.prune.score import Curvature, curvature
 from onnxslim_opt.passes.prune.swap import _search, swapped
-from prune_nets import residual
+from prune_nets import Net, residual
 
 WIDTH, GONE = 8, 4
 
@@ -80,3 +81,23 @@ def test_an_order_with_swaps_removes_as_much() -> None:
     at = len(worst) - 2
     assert new.macs[at] == pytest.approx(order.macs[at]) and new.params[at] == pytest.approx(order.params[at])
     assert len(set(new.units)) == len(new.units)
+
+
+def test_rounding_goes_no_further_than_a_step_beyond_the_amount() -> None:
+    """A large family's step overshoots; steps of small families that are not needed then come back."""
+    net = Net(x=[1, 4, 8, 8])
+    x, cin = "x", 4
+    for cout in (16, 64, 16, 32):
+        x, cin = net.op("Relu", net.conv(x, cin, cout)), cout
+    found = grouped(net.head(x, cin))
+    order = logged(found, np.random.default_rng(0).permutation(found.units).tolist())
+    for macs in (0.2, 0.3, 0.4, 0.5):
+        amount = Amount(None, macs)
+        units = chosen(found, order, amount, 1.0, 16, True).tolist()
+        went = logged(found, units)
+        assert went.macs[-1] >= macs
+        counts = [sum(u in set(f.units.tolist()) for u in units) for f in found.families]
+        assert all(c % 16 == 0 for c in counts)
+        for family, count in zip(found.families, counts):
+            less = [u for u in units if u not in set([u for u in units if u in family.units][-16:])]
+            assert not count or not less or logged(found, less).macs[-1] < macs
