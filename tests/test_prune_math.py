@@ -98,7 +98,8 @@ def test_a_layer_is_fitted_as_least_squares_say(kind, weighted, intercept, width
     fit, check = kind(), kind()
     for k in range(5):
         (check if k == 4 else fit).add(x[k], y[k], None if weights is None else weights[k])
-    found, bias = fitted(prior, fit, check, intercept)
+    found, bias, every = fitted(prior, fit, check, intercept)
+    assert every.rows == pytest.approx(60 if weights is None else weights.sum())
     w = np.ones(x.shape[::2][:2]) if weights is None else weights.astype(np.float64)
 
     def reference(parts, ridge):
@@ -209,3 +210,67 @@ class TestAtoms:
         assert np.array_equal(atoms.resolve(a), atoms.resolve(c))
         assert np.array_equal(atoms.resolve(b), atoms.resolve(d))
         assert join(None, None) is None
+
+
+def test_a_unit_that_comes_back_leaves_no_trace() -> None:
+    x, w = data()
+    curve, again = losses(x, w), losses(x, w)
+    for unit in (2, 5, 1):
+        curve.remove([unit])
+    assert curve.gains([5])[5] > 0
+    for unit in (5, 2, 1):
+        curve.restore(unit)
+    assert np.allclose(curve.inverse, again.inverse, rtol=1e-8) and np.allclose(curve.weight, w, rtol=1e-8)
+    assert curve.losses(range(1, WIDTH + 1)) == pytest.approx(again.losses(range(1, WIDTH + 1)))
+
+
+def test_the_gain_of_a_unit_is_the_loss_that_it_made() -> None:
+    x, w = data()
+    curve = losses(x, w, each=2)
+    curve.remove([2])
+    loss = curve.losses([1])[1]
+    curve.remove([1])
+    assert curve.gains([1])[1] == pytest.approx(loss)
+    assert curve.gains([2])[2] == pytest.approx(
+        least_squares(x[:, 4:], x @ w.T) - least_squares(x[:, 2:], x @ w.T), rel=0.05
+    )
+    refitted = np.linalg.lstsq(x[:, 4:] - x[:, 4:].mean(0), (x - x.mean(0)) @ w.T, rcond=None)[0].T
+    assert np.allclose(curve.fitted[0, :, :4], 0) and np.allclose(curve.fitted[0, :, 4:], refitted, atol=0.05)
+
+
+def test_outputs_count_by_their_emphasis_until_they_go() -> None:
+    x, w = data()
+    curve = losses(x, w)
+    curve.emphasis, curve.rows = np.array([[4.0, 1.0, 0.5, 2.0]]), {9: np.array([0, 3])}
+    without = np.delete(x, 0, 1)
+    each = [least_squares(without, x @ w[[t]].T) for t in range(OUT)]
+    assert curve.losses([1])[1] == pytest.approx(4 * each[0] + each[1] + 0.5 * each[2] + 2 * each[3], rel=0.05)
+    assert curve.concerns(9) and not curve.concerns(10)
+    curve.remove([9])
+    assert curve.losses([1])[1] == pytest.approx(each[1] + 0.5 * each[2], rel=0.05)
+
+
+def test_weighted_sums_are_those_of_repeated_rows() -> None:
+    x, w = data()
+    y = x @ w.T
+    counts = RNG.integers(0, 4, ROWS)
+    weighted, repeated = Sums(), Sums()
+    weighted.add(x[None].astype(np.float32), y[None].astype(np.float32), counts.astype(np.float32))
+    repeated.add(x[None].repeat(counts, 1).astype(np.float32), y[None].repeat(counts, 1).astype(np.float32))
+    for name in ("rows", "x", "y", "xx", "xy", "yy"):
+        assert np.allclose(getattr(weighted, name), getattr(repeated, name), rtol=1e-3, atol=0.1)
+
+
+@pytest.mark.parametrize("widest", [WIDTH, WIDTH - 1])
+def test_kept_rows_tell_what_their_sums_tell(widest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(thin, "WIDEST", widest)
+    x, w = data()
+    sums, rows = Sums(), thin.Rows(ROWS)
+    for part in np.array_split(np.arange(ROWS), 3):
+        weights = RNG.uniform(0.1, 2, len(part)).astype(np.float32)
+        for kept in (sums, rows):
+            kept.add(x[None, part].astype(np.float32), (x[None, part] @ w.T).astype(np.float32), weights)
+    assert all(np.allclose(a, b, atol=1e-4) for a, b in zip(sums.means(), rows.means()))
+    (full, spread), (thinned, same) = sums.covariance(0), rows.covariance(0)
+    assert np.allclose(spread, same, rtol=1e-3)
+    assert (thinned is None) == (widest < WIDTH) and (thinned is None or np.allclose(full, thinned, atol=1e-3))

@@ -7,7 +7,7 @@ b'). λ is chosen on held-out feeds, for each layer by itself; its largest value
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from .stats import BLOCK, Sums, Target, against
 
 Array = np.ndarray
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 1e3)  # of the mean of the diagonal
+DISTRUST = (1.0, 1e3)  # where the feeds are made up
 DEFAULT_RIDGE = 1e-2  # where no feed can be held out
 
 
@@ -33,8 +34,14 @@ def refit(
     goals: Mapping[str, Target],
     kept: Mapping[str, Array],
     ctx: Context,
+    ridges: Sequence[float] = RIDGES,
+    finish: Callable[[Layer, Array, Any], Array] | None = None,
 ) -> int:
-    """Fit every layer in place, level by level; returns how many were changed."""
+    """Fit every layer in place, level by level; returns how many were changed.
+
+    finish: what is made of the fitted weights `[G, M/G, D]` of a layer, given the sums that they were fitted on, before
+    the next level sees them; the bias then keeps the mean.
+    """
     nodes = {n.name: n for n in model.graph.nodes}
     march = March(model, layers, feeds, ctx.workers, (ctx.memory_mb << 20) // 8)
     waves: dict[int, list[Layer]] = {}
@@ -46,24 +53,41 @@ def refit(
         walk = march.to(level, list(dict.fromkeys(n for x in wave for n in (x.x, x.other) if n)))
         sums = against(wave, nodes, walk, goals, kept, ctx.memory_mb << 20)
         for layer in wave:
-            found, bias = fitted(matrix(nodes[layer.node]), *sums.pop(layer.node), layer.bias is not None)
+            intercept = layer.bias is not None
+            found, bias, every = fitted(matrix(nodes[layer.node]), *sums.pop(layer.node), intercept, ridges)
+            if finish is not None and np.isfinite(found).all():
+                found = finish(layer, found, every)
+                bias = mended(found, every) if intercept else None
             if np.isfinite(found).all():
                 store(model, layer, nodes, found, bias)
                 count += 1
     return count
 
 
-def fitted(prior: Array, fit: Any, check: Any, intercept: bool) -> tuple[Array, Array | None]:
-    """Weights `[G, M/G, D]` and bias `[M]`, with the ridge that does best on the held-out rows. Uses up the sums."""
+def fitted(
+    prior: Array, fit: Any, check: Any, intercept: bool, ridges: Sequence[float] = RIDGES
+) -> tuple[Array, Array | None, Any]:
+    """Weights `[G, M/G, D]` and bias `[M]`, with the ridge that does best on the held-out rows; and all rows together,
+    fit and check being used up."""
+    best = max(DEFAULT_RIDGE, ridges[0])
     if isinstance(fit, thin.Rows):
-        return thin.fitted(prior, fit, check, intercept, RIDGES, DEFAULT_RIDGE)
-    prior, best = prior.astype(np.float64), DEFAULT_RIDGE
+        return *thin.fitted(prior, fit, check, intercept, ridges, best), fit + check
+    prior = prior.astype(np.float64)
     if check.rows and fit.rows:
         problem = Normal(prior, fit, intercept)
-        errors = [error(*problem.solve(ridge), check) for ridge in RIDGES]
-        best = RIDGES[int(np.argmin(np.nan_to_num(errors, nan=np.inf)))]
+        errors = [error(*problem.solve(ridge), check) for ridge in ridges]
+        best = ridges[int(np.argmin(np.nan_to_num(errors, nan=np.inf)))]
         problem.undo()
-    return Normal(prior, fit.take(check), intercept).solve(best)
+    problem = Normal(prior, fit.take(check), intercept)
+    found, bias = problem.solve(best)
+    problem.undo()
+    return found, bias, problem.sums
+
+
+def mended(weights: Array, sums: Any) -> Array:
+    """The bias `[M]` with which these weights keep the mean of the outputs."""
+    mean_x, mean_y = sums.means()
+    return np.asarray((mean_y - np.einsum("gmd,gd->gm", weights, mean_x)).reshape(-1))
 
 
 class Normal:
@@ -93,8 +117,7 @@ class Normal:
             factor, info = lapack.dpotrf(xx.T, lower=1, clean=0, overwrite_a=1)
             found[g] = np.nan if info else lapack.dpotrs(factor, right, lower=1)[0].T
         self._restore()
-        mean_x, mean_y = self.sums.x / self.sums.rows, self.sums.y / self.sums.rows
-        return found, (mean_y - np.einsum("gmd,gd->gm", found, mean_x)).reshape(-1) if self.intercept else None
+        return found, mended(found, self.sums) if self.intercept else None
 
     def undo(self) -> None:
         """Leave the sums as they came."""

@@ -36,6 +36,7 @@ class Sums:
     xx: Any = 0.0
     xy: Any = 0.0
     yy: float = 0.0
+    squares: Any = 0.0
 
     def add(self, x: Array, y: Array, weights: Array | None = None) -> None:
         """Rows x `[G, P, D]` and y `[G, P, T]`, float32; weights `[P]`, 1 each when None."""
@@ -58,6 +59,16 @@ class Sums:
             setattr(self, name, mine)
         return self
 
+    def means(self) -> tuple[Array, Array]:
+        """Of x `[G, D]` and y `[G, T]`."""
+        return self.x / self.rows, self.y / self.rows
+
+    def covariance(self, group: int) -> tuple[Array | None, Array]:
+        """Of one group's x `[D, D]`, and its diagonal."""
+        mean = self.x[group] / self.rows
+        found = self.xx[group] / self.rows - np.outer(mean, mean)
+        return found, np.diagonal(found)
+
 
 def _added(total: Any, a: Array, b: Array) -> Array:
     """total + aᵀb, in place and block by block, so that nothing of the size of the total is made beside it."""
@@ -72,11 +83,13 @@ def _added(total: Any, a: Array, b: Array) -> Array:
 class Target:
     """What the original computes at a layer's sampled places, feed by feed: rows `[P, M]` of the witness.
 
+    weights: `[P]`, what an error at each place counts (`fisher`); empty: all alike.
     variance: of the witness, summed over channels: what an error of this layer is measured against.
     """
 
     places: list[Array] = field(default_factory=list)
     rows: list[Array] = field(default_factory=list)
+    weights: list[Array] = field(default_factory=list)
     _room: Array | None = None
 
     def add(self, places: Array, rows: Array, feeds: int) -> None:
@@ -92,11 +105,16 @@ class Target:
         self.rows.append(room)
 
     @property
-    def variance(self) -> float:
-        """Summed over channels; feed by feed, since all rows together are most of the memory of a plan."""
+    def variances(self) -> Array:
+        """By channel; feed by feed, since all rows together are most of the memory of a plan."""
         count = sum(map(len, self.rows))
         mean = sum(r.sum(0, dtype=np.float64) for r in self.rows) / count
-        return float(sum(np.square(r - mean).sum() for r in self.rows) / count)
+        return np.asarray(sum(np.square(r - mean).sum(0) for r in self.rows) / count)
+
+    @property
+    def variance(self) -> float:
+        """Summed over channels."""
+        return float(self.variances.sum())
 
 
 def rows_per_feed(layers: Sequence[Layer], widths: Mapping[str, int], feeds: int, budget: int) -> dict[str, int]:
@@ -156,7 +174,9 @@ def against(
                 y = y - rows_of(layer, values[layer.other], places)
             grouped = y.reshape(len(y), geo.groups, -1).transpose(1, 0, 2)
             rows = np.ascontiguousarray(unfold.rows(geo, values[layer.x], places))
-            sums[layer.node][index % HELD_OUT == HELD_OUT - 1].add(rows, np.ascontiguousarray(grouped))
+            sums[layer.node][index % HELD_OUT == HELD_OUT - 1].add(
+                rows, np.ascontiguousarray(grouped), goal.weights[index] if goal.weights else None
+            )
     return sums
 
 

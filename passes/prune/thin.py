@@ -19,6 +19,7 @@ import numpy as np
 
 Array = np.ndarray
 BLOCK = 256  # rows of a weight that are made at once
+WIDEST = 4096  # columns whose covariance is formed when asked for (8 · D² bytes)
 
 
 @dataclass
@@ -47,6 +48,22 @@ class Rows:
 
     def __add__(self, other: Rows) -> Rows:
         return Rows(self.most, self.x + other.x, self.y + other.y, self.weights + other.weights)
+
+    def means(self) -> tuple[Array, Array]:
+        """Of x `[G, D]` and y `[G, T]`."""
+        found = [tuple(w / w.sum() @ part for part in (x, y)) for x, y, w in map(self.group, range(self.x[0].shape[0]))]
+        return np.stack([x for x, _ in found]), np.stack([y for _, y in found])
+
+    def covariance(self, group: int) -> tuple[Array | None, Array]:
+        """Of one group's x `[D, D]`, None where that is too wide to be formed; and its diagonal."""
+        x, _, weights = self.group(group)
+        share = weights / weights.sum()
+        mean = (share @ x).astype(np.float32)
+        if x.shape[1] > WIDEST:
+            return None, share @ np.square(x - mean)
+        centred = np.sqrt(share).astype(np.float32)[:, None] * (x - mean)
+        found = (centred.T @ centred).astype(np.float64)
+        return found, np.diagonal(found)
 
     def group(self, g: int) -> tuple[Array, Array, Array]:
         """x `[n, D]` (float32), y `[n, T]` and weights `[n]` of one group of columns."""
