@@ -47,8 +47,9 @@ class Curvature:
 
     def copy(self) -> Curvature:
         """One that can be down-dated by itself."""
-        inverse = None if self.inverse is None else self.inverse.copy()
-        found = replace(self, weight=self.weight.copy(), inverse=inverse, columns=dict(self.columns))
+        found = replace(self, columns=dict(self.columns))
+        if self.inverse is not None:  # nothing else changes the weights
+            found.weight, found.inverse = self.weight.copy(), self.inverse.copy()
         found.gone, found.unread = dict(self.gone), set(self.unread)
         return found
 
@@ -172,7 +173,7 @@ def curvature(
         else:
             assert second is not None
             spread = np.diagonal(second.reshape(groups, width, width), axis1=1, axis2=2) - mean**2
-        return Curvature(node, mean, weight.astype(np.float64), None, columns, scale, np.maximum(spread, 0.0))
+        return Curvature(node, mean, weight, None, columns, scale, np.maximum(spread, 0.0))
     covariance = second.reshape(groups, width, width) - mean[:, :, None] * mean[:, None, :]
     ridge = np.maximum(np.trace(covariance, axis1=1, axis2=2) / width, 1e-12) * RIDGE
     inverse = np.linalg.inv(covariance + ridge[:, None, None] * np.eye(width))
