@@ -6,7 +6,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 import suite
-from onnxslim_opt.ir import edit, shapes, text
+from onnxslim_opt.ir import edit, order, shapes, text
 from onnxslim_opt.passes.fold import Fold
 from onnxslim_opt.passes.fold.partial import Follower
 from onnxslim_opt.passes.simplify import Simplify
@@ -178,4 +178,36 @@ def test_what_is_followed_is_what_the_runtime_computes(body):
         follower.step(node)
     found = follower.known[id(output)].array()
     assert found.dtype == want.dtype and found.shape == want.shape
+    np.testing.assert_array_equal(found, want)
+
+
+def _squeezed(depth):
+    """A chain as the script exporter writes squeeze where it lost the rank: an If of which each decides the next."""
+    lines, last = [], "x"
+    for k in range(depth):
+        lines.append(f"""
+            s{k} = Shape({last})
+            r{k} = Shape(s{k})
+            k{k} = Gather<axis = 0>(r{k}, zero)
+            c{k} = Equal(k{k}, three)
+            o{k} = If(c{k}) <then_branch = then{k} () => (t{k}) {{ t{k} = Squeeze({last}, axis) }},
+                             else_branch = else{k} () => (e{k}) {{ e{k} = Identity({last}) }}>
+            q{k} = Relu(o{k})
+            u{k} = Unsqueeze(q{k}, axis)
+            v{k} = Tanh(u{k})""")
+        last = f"v{k}"
+    return f"""
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[1,N,4] x) => (float[1,N,4] v{depth - 1})
+        <int64 three = {{3}}, int64 zero = {{0}}, int64[1] axis = {{0}}> {{ {"".join(lines)} }}"""
+
+
+def test_ifs_that_each_decide_the_next_are_followed_in_one_walk():
+    model = text.parse(_squeezed(20))
+    before = ir.to_bytes(model)
+    _fold(model)
+    order.sort(model)
+    assert [n.op for n in model.nodes()] == ["Squeeze", "Relu", "Unsqueeze", "Tanh"] * 20
+    feed = {"x": np.random.default_rng(0).standard_normal((1, 3, 4)).astype(np.float32)}
+    want, found = (suite.session(data).run(None, feed)[0] for data in (before, ir.to_bytes(model)))
     np.testing.assert_array_equal(found, want)
