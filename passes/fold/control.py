@@ -49,7 +49,7 @@ def decided(node: gs.Node) -> bool:
 
 
 def opened(model: Model, node: gs.Node, outputs: set[int]) -> tuple[list[gs.Node], list[Any]]:
-    """Take a decided If apart, none of whose outputs a graph puts out: the nodes that take its place, and their results.
+    """Take a decided If apart, none of whose outputs a graph puts out: the nodes for its place, and their results.
 
     outputs: ids of the outputs of all graphs; those of the branch, which are none any more, are taken out.
     """
