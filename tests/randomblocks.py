@@ -105,6 +105,21 @@ def _windows(b: Builder) -> None:
         b.emit("Transpose", [y], (s[0], 2, full // 2, s[2]), perm=[0, 2, 1, 3])
 
 
+def _layer_scale(b: Builder) -> None:
+    """A product with its bias, maybe turned, and a factor for each channel."""
+    x, s = b.tensor(3)
+    if s[2] > 64:
+        return
+    y = b.emit("MatMul", [x, b.random((s[2], 3))], (*s[:2], 3))[0]
+    if b.chance(0.7):
+        y = b.emit("Add", [y, b.random(3)], (*s[:2], 3))[0]
+    if b.chance(0.5):
+        y = b.emit("Transpose", [y], (s[0], 3, s[1]), perm=[0, 2, 1])[0]
+        b.emit(b.pick(["Mul", "Div"]), [y, b.random((3, 1))], (s[0], 3, s[1]))
+    else:
+        b.emit(b.pick(["Mul", "Div"]), [y, b.random(3)], (*s[:2], 3))
+
+
 BLOCKS: list[Callable[[Builder], None]] = [
     _heads,
     _heads,
