@@ -1,4 +1,4 @@
-"""Whether a node is what its operator's definition allows: enough inputs, and attributes of the declared types.
+"""Whether a node is what its operator's definition allows: so many inputs, and attributes of the declared types.
 
 ONNX Runtime refuses anything else when it loads a model; here it is refused first, in one clear line, so that no rule
 ever meets a Transpose whose `perm` is a text. What the definition does not know (operators and attributes of others,
@@ -20,14 +20,14 @@ _ELEMENTS = frozenset(onnx.TensorProto.DataType.values()) - {onnx.TensorProto.UN
 
 
 @functools.lru_cache(maxsize=4096)
-def _definition(op: str, version: int, domain: str) -> tuple[int, int, dict[str, tuple[int, bool]]] | None:
-    """Least number of inputs, most outputs, and (type, required) by attribute; None for an unknown operator."""
+def _definition(op: str, version: int, domain: str) -> tuple[range, int, dict[str, tuple[int, bool]]] | None:
+    """Allowed numbers of inputs, most outputs, and (type, required) by attribute; None for an unknown operator."""
     try:
         schema = onnx.defs.get_schema(op, version, domain)
     except onnx.defs.SchemaError:
         return None
     attributes = {n: (int(a.type.value), bool(a.required)) for n, a in schema.attributes.items()}  # type: ignore[attr-defined]
-    return schema.min_input, schema.max_output, attributes
+    return range(schema.min_input, schema.max_input + 1), schema.max_output, attributes
 
 
 def check_node(node: onnx.NodeProto, name: str, version: int) -> None:
@@ -44,10 +44,11 @@ def check_node(node: onnx.NodeProto, name: str, version: int) -> None:
     found = _definition(node.op_type, version, domain)
     if found is None:
         return
-    least, most, attributes = found
+    allowed, most, attributes = found
     where = f"node '{name}' ({node.op_type})"
-    if len(node.input) < least:
-        raise ModelError(f"{where} has {len(node.input)} inputs; opset {version} asks for {least}")
+    if len(node.input) not in allowed:
+        bounds = f"asks for {allowed[0]}" if len(node.input) < allowed[0] else f"allows {allowed[-1]}"
+        raise ModelError(f"{where} has {len(node.input)} inputs; opset {version} {bounds}")
     if len(node.output) > most or not node.output:
         raise ModelError(f"{where} has {len(node.output)} outputs; opset {version} allows 1 to {most}")
     given = {a.name for a in node.attribute}
