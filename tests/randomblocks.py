@@ -67,4 +67,66 @@ def _expanded(b: Builder) -> None:
     b.emit(b.pick(["Add", "Mul", "Max"]), [x, wide], s)
 
 
-BLOCKS: list[Callable[[Builder], None]] = [_heads, _heads, _residual, _residual, _rolled, _expanded]
+def _repeated(b: Builder) -> None:
+    """Every element, or the whole, several times along the last axes, by Expand or Tile between Reshapes."""
+    x, s = b.tensor(3)
+    times = [int(b.rng.integers(1, 4)) for _ in s[1:]]
+    if np.prod(s) * np.prod(times) > 4096 or b.opset < 13:
+        return
+    after = b.chance(0.7)
+    repeated = [k for k, t in enumerate(times) if t > 1]
+    ones, many, tiled = [0], [1], [1]  # the batch stays as it is
+    for k, (size, t) in enumerate(zip(s[1:], times)):
+        pair = [(size, size, 1), (1, t, t)] if k in repeated else [(size, size, 1)]
+        for one, wide, tile in pair if after else pair[::-1]:
+            ones.append(one)
+            many.append(wide)
+            tiled.append(tile)
+    y = b.side("Reshape", [x, b.ints(ones)])
+    y = b.side("Expand", [y, b.ints(many)]) if b.chance(0.5) else b.side("Tile", [y, b.ints(tiled)])
+    end = [d * t for d, t in zip(s[1:], times)]
+    b.emit("Reshape", [y, b.ints([0, *end])], (s[0], *end))
+
+
+def _windows(b: Builder) -> None:
+    """Windows of two along an axis that is padded to fit, all of it computed from the shape of what is there."""
+    x, s = b.tensor(3)
+    if s[1] > 64:
+        return
+    full = s[1] + s[1] % 2
+    two, zero, one = b.const(np.int64(2)), b.ints([0]), b.const(np.int64(1))
+    if b.opset >= 13:
+        size = b.side("Gather", [b.side("Shape", [x]), one])
+        over = b.side("Unsqueeze", [b.side("Mod", [size, two]), zero])
+        y = b.side("Pad", [x, b.side("Concat", [zero, zero, zero, zero, over, zero], axis=0)])
+        half = b.side("Div", [b.side("Gather", [b.side("Shape", [y]), one]), two])
+        target = [b.ints([s[0]]), b.side("Unsqueeze", [half, zero]), b.ints([2]), b.ints([s[2]])]
+        y = b.side("Reshape", [y, b.side("Concat", target, axis=0)])
+        b.emit("Transpose", [y], (s[0], 2, full // 2, s[2]), perm=[0, 2, 1, 3])
+
+
+def _layer_scale(b: Builder) -> None:
+    """A product with its bias, maybe turned, and a factor for each channel."""
+    x, s = b.tensor(3)
+    if s[2] > 64:
+        return
+    y = b.emit("MatMul", [x, b.random((s[2], 3))], (*s[:2], 3))[0]
+    if b.chance(0.7):
+        y = b.emit("Add", [y, b.random(3)], (*s[:2], 3))[0]
+    if b.chance(0.5):
+        y = b.emit("Transpose", [y], (s[0], 3, s[1]), perm=[0, 2, 1])[0]
+        b.emit(b.pick(["Mul", "Div"]), [y, b.random((3, 1))], (s[0], 3, s[1]))
+    else:
+        b.emit(b.pick(["Mul", "Div"]), [y, b.random(3)], (*s[:2], 3))
+
+
+BLOCKS: list[Callable[[Builder], None]] = [
+    _heads,
+    _heads,
+    _residual,
+    _residual,
+    _rolled,
+    _expanded,
+    _repeated,
+    _windows,
+]

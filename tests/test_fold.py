@@ -2,10 +2,13 @@
 
 import casefiles
 import numpy as np
+import onnx
+import onnxruntime as ort
 import pytest
 import suite
-from onnxslim_opt.ir import edit, shapes, text
+from onnxslim_opt.ir import edit, order, shapes, text
 from onnxslim_opt.passes.fold import Fold
+from onnxslim_opt.passes.fold.partial import Follower
 from onnxslim_opt.passes.simplify import Simplify
 
 from onnxslim_opt import ir
@@ -128,3 +131,83 @@ def test_a_weight_of_one_value_is_not_stored_in_full_for_a_fusion():
     result = Simplify().run(model)
     assert sorted(n.op for n in model.nodes()) == ["ConstantOfShape", "MatMul", "Mul"]
     assert any("stored in full" in s.reason for s in result.skipped)
+
+
+# Bodies over int64 a = {-7, 4, 9}, b = {3, -2, 3} and m = {{1, 2, 3}, {4, 5, 6}}: what the follower makes of them.
+STEPS = [
+    "y = Mod(a, b)",
+    "y = Div(a, b)",
+    "y = Less(a, b)",
+    "y = LessOrEqual(a, b)",
+    "y = Greater(a, b)",
+    "y = GreaterOrEqual(a, b)",
+    "y = Equal(a, b)",
+    "y = Add(m, a)",
+    "y = Gather<axis = 1>(m, one)",
+    "y = Gather<axis = -1>(m, ones)",
+    "y = Transpose(m)",
+    "y = Concat<axis = 1>(m, m)",
+    "y = Unsqueeze(m, ones)",
+    "u = Unsqueeze(m, ones) y = Squeeze(u)",
+    "y = Slice(m, ones, low, ones, down)",
+    "y = Reshape(m, down)",
+    "y = Expand(a, wide)",
+    "y = Range(one, nine, two)",
+    "y = Neg(m)",
+    "f = Cast<to = 1>(a) h = Mul(f, half) g = Floor(h) y = Cast<to = 7>(g)",
+    "f = Cast<to = 1>(a) h = Mul(f, half) g = Ceil(h) y = Cast<to = 7>(g)",
+    "c = Less(a, b) y = Where(c, m, a)",
+    "y = ConstantOfShape<value = int64[1] v {5}>(wide)",
+]
+
+
+@pytest.mark.parametrize("body", STEPS)
+def test_what_is_followed_is_what_the_runtime_computes(body):
+    model = text.parse(f"""
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[1] x) => (float y)
+        <int64[3] a = {{-7, 4, 9}}, int64[3] b = {{3, -2, 3}}, int64[2,3] m = {{1, 2, 3, 4, 5, 6}}, int64 one = {{1}},
+         int64[1] ones = {{1}}, int64[1] low = {{-9}}, int64[1] down = {{-1}}, int64[2] wide = {{2, 3}},
+         int64 nine = {{9}}, int64 two = {{2}}, float half = {{0.3}}> {{ {body} }}""")
+    output = model.graph.outputs[0]
+    proto = ir.to_proto(model)
+    proto.graph.output[0].CopyFrom(onnx.ValueInfoProto(name="y"))
+    want = ort.InferenceSession(proto.SerializeToString()).run(None, {"x": np.zeros(1, np.float32)})[0]
+    follower = Follower(model)
+    for node in model.graph.nodes:
+        follower.step(node)
+    found = follower.known[id(output)].array()
+    assert found.dtype == want.dtype and found.shape == want.shape
+    np.testing.assert_array_equal(found, want)
+
+
+def _squeezed(depth):
+    """A chain as the script exporter writes squeeze where it lost the rank: an If of which each decides the next."""
+    lines, last = [], "x"
+    for k in range(depth):
+        lines.append(f"""
+            s{k} = Shape({last})
+            r{k} = Shape(s{k})
+            k{k} = Gather<axis = 0>(r{k}, zero)
+            c{k} = Equal(k{k}, three)
+            o{k} = If(c{k}) <then_branch = then{k} () => (t{k}) {{ t{k} = Squeeze({last}, axis) }},
+                             else_branch = else{k} () => (e{k}) {{ e{k} = Identity({last}) }}>
+            q{k} = Relu(o{k})
+            u{k} = Unsqueeze(q{k}, axis)
+            v{k} = Tanh(u{k})""")
+        last = f"v{k}"
+    return f"""
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[1,N,4] x) => (float[1,N,4] v{depth - 1})
+        <int64 three = {{3}}, int64 zero = {{0}}, int64[1] axis = {{0}}> {{ {"".join(lines)} }}"""
+
+
+def test_ifs_that_each_decide_the_next_are_followed_in_one_walk():
+    model = text.parse(_squeezed(20))
+    before = ir.to_bytes(model)
+    _fold(model)
+    order.sort(model)
+    assert [n.op for n in model.nodes()] == ["Squeeze", "Relu", "Unsqueeze", "Tanh"] * 20
+    feed = {"x": np.random.default_rng(0).standard_normal((1, 3, 4)).astype(np.float32)}
+    want, found = (suite.session(data).run(None, feed)[0] for data in (before, ir.to_bytes(model)))
+    np.testing.assert_array_equal(found, want)

@@ -31,6 +31,8 @@ def test_ten_thousand_mutants():
     [
         ("y = Transpose<perm = 1.5>(x)", "'perm' is FLOAT, not INTS"),
         ("y = Div(x)", "has 1 inputs"),
+        ("y = Mul(, x)", "lacks its input 0"),
+        ("y = Mul(x, x, x)", "has 3 inputs; opset 17 allows 2"),
         ("y = Cast(x)", "lacks attribute 'to'"),
         ("y = Cast<to = 99>(x)", "no element type"),
         ("y, z = Relu(x)", "has 2 outputs"),

@@ -48,11 +48,11 @@ class Fold(Pass):
         tried: dict[str, Any] = {}
         for _ in range(ROUNDS):
             inlined = control.inline_ifs(model)
-            known, rewritten = targets.fold_known(model, tried)
+            known, rewritten, moved = targets.fold_known(model, tried)
             folded = fold_constants(model, barred, allowance)
-            _count(did, {"branches inlined": inlined, "targets fixed": rewritten})
+            _count(did, {"branches inlined": inlined + moved, "targets fixed": rewritten})
             control.plain_ranges(model)
-            if not (inlined or folded or known or rewritten):
+            if not (inlined or moved or folded or known or rewritten):
                 break
         edit.sweep(model)
         gone = before - sum(1 for _ in model.nodes())

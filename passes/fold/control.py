@@ -22,8 +22,8 @@ def inline_ifs(model: Model) -> int:
     queue = [model.graph]
     while queue:
         graph = queue.pop()
-        while any(_decided(n) for n in graph.nodes):
-            for node in [n for n in graph.nodes if _decided(n)]:
+        while any(decided(n) for n in graph.nodes):
+            for node in [n for n in graph.nodes if decided(n)]:
                 _inline(model, graph, node)
                 total += 1
         queue.extend(v for n in graph.nodes for v in n.attrs.values() if isinstance(v, gs.Graph))
@@ -41,15 +41,35 @@ def plain_ranges(model: Model) -> int:
     return changed
 
 
-def _decided(node: gs.Node) -> bool:
+def decided(node: gs.Node) -> bool:
+    """Whether a node is an If whose condition is a constant."""
     if node.op != "If" or node.domain or not isinstance(node.inputs[0], gs.Constant):
         return False
     return node.inputs[0].values.size == 1
 
 
+def opened(model: Model, node: gs.Node, outputs: set[int]) -> tuple[list[gs.Node], list[Any]]:
+    """Take a decided If apart, none of whose outputs a graph puts out: the nodes for its place, and their results.
+
+    outputs: ids of the outputs of all graphs; those of the branch, which are none any more, are taken out.
+    """
+    branch = _taken(node)
+    results, made = list(branch.outputs), {id(t) for n in branch.nodes for t in n.outputs}
+    branch.outputs = []
+    outputs.difference_update(id(t) for t in results if id(t) in made)
+    for before, after in zip(node.outputs, results):
+        if before.name:
+            edit.replace(model, before, after, outputs)
+    edit.unlink(node)
+    return list(branch.nodes), results
+
+
+def _taken(node: gs.Node) -> Any:
+    return node.attrs.pop("then_branch" if bool(node.inputs[0].values.reshape(-1)[0]) else "else_branch")
+
+
 def _inline(model: Model, graph: gs.Graph, node: gs.Node) -> None:
-    taken = bool(node.inputs[0].values.reshape(-1)[0])
-    branch: Any = node.attrs.pop("then_branch" if taken else "else_branch")
+    branch = _taken(node)
     old, new = list(node.outputs), list(branch.outputs)
     branch.outputs = []
     at = next(k for k, n in enumerate(graph.nodes) if n is node)

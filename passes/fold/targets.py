@@ -5,6 +5,7 @@ Exact wherever the original runs and no size is 0.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,28 +13,40 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from ...ir import Model, edit
+from . import control
 from .partial import Entry, Follower
 
 
-def fold_known(model: Model, tried: dict[str, Any] | None = None) -> tuple[int, int]:
+def fold_known(model: Model, tried: dict[str, Any] | None = None) -> tuple[int, int, int]:
     """Replace what is wholly known by constants, and partly known targets by constants that mean the same.
 
+    An If that is decided on the way is replaced by its branch, and the walk goes on through that.
     tried: what single nodes were inferred with before (see `refine`), where the same shapes are followed again.
-    Returns how many tensors became constants, and how many targets were rewritten.
+    Returns how many tensors became constants, how many targets were rewritten, and how many branches moved out.
     """
     follower = Follower(model, tried)
-    outputs = edit.output_ids(model)
-    made = rewritten = 0
+    outputs, better = follower.view.outputs, follower.refiner.better
+    made = rewritten = moved = 0
     for graph in model.graphs():
-        for node in graph.nodes:
+        pending, kept = deque(graph.nodes), []
+        while pending:
+            node = pending.popleft()
+            if control.decided(node) and not any(id(t) in outputs for t in node.outputs):
+                inner, results = control.opened(model, node, outputs)
+                pending.extendleft(reversed(inner))
+                better.update(id(t) for t in results)
+                moved += 1
+                continue
+            kept.append(node)
             rewritten += _rewrite(follower, model, node)
             tensor = follower.step(node)
             if tensor is not None and (tensor.outputs or id(tensor) in outputs):
-                follower.refiner.better.add(id(_store(model, tensor, follower.known[id(tensor)].array(), outputs)))
+                better.add(id(_store(model, tensor, follower.known[id(tensor)].array(), outputs)))
                 made += 1
-    if made or rewritten:
+        graph.nodes = kept
+    if made or rewritten or moved:
         edit.sweep(model)
-    return made, rewritten
+    return made, rewritten, moved
 
 
 def _store(model: Model, tensor: gs.Variable, value: np.ndarray, outputs: set[int]) -> gs.Constant:

@@ -17,6 +17,9 @@ from . import attention, gelu
 from .reshape import reshaped
 
 DOMAIN = "com.microsoft"
+# Above this many sequences (the windows of a Swin) MultiHeadAttention adds its mask at 0.82 to 0.94 times the speed of
+# its parts, for each sequence and head anew; for 1 to 4: 1.03 to 1.08, without a mask 1.06 to 1.18 for any number.
+_WINDOWS = 8
 _KEYS_TURNED = [0, 2, 3, 1]  # [B, L, H, D] to [B, H, D, L]
 
 
@@ -58,6 +61,8 @@ def _multi_head(rw: Rewriter, node: gs.Node) -> Outcome:
     mask = found.mask
     if mask is not None and rw.rank(mask) != 4:
         return "the mask has other than four axes"
+    if mask is not None and isinstance(shape[0], int) and shape[0] > _WINDOWS:
+        return "slower where a mask is added to many short sequences"
     inputs = [q[0], k[0], v[0], *([] if mask is None else [None, None, mask])]
     return _become(rw, node, "MultiHeadAttention", inputs, {"num_heads": q[1], "scale": found.scale})
 

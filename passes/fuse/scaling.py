@@ -55,7 +55,7 @@ def _into_weights(rw: Rewriter, node: gs.Node) -> Outcome:
         if affine.write(rw, source.linear, lin, affine.scaled_out(lin, scale), bias) is not True:
             continue
         if source.bias is not None:
-            _scale_bias(rw, source.bias, scale)
+            scale_bias(rw, source.bias, scale)
         return rw.replace(node.outputs[0], x)
     return None
 
@@ -138,12 +138,14 @@ def _among(count: int, values: np.ndarray) -> np.ndarray:
     return found
 
 
-def _writable_bias(rw: Rewriter, add: Any) -> bool:
+def writable_bias(rw: Rewriter, add: Any) -> bool:
+    """Whether the constant that a node adds may be replaced without leaving a large one twice."""
     bias = next(t for t in add.inputs if isinstance(t, gs.Constant))
     return rw.sole(bias) or bias.values.nbytes <= affine.COPY_LIMIT
 
 
-def _scale_bias(rw: Rewriter, add: gs.Node, scale: np.ndarray) -> None:
+def scale_bias(rw: Rewriter, add: gs.Node, scale: np.ndarray) -> None:
+    """Multiply the constant that a node adds, channels on its last axis."""
     factor = scale[0] if np.all(scale == scale[0]) else scale
     scaled = [
         rw.constant(t.name, (t.values * factor).astype(t.dtype)) if isinstance(t, gs.Constant) else t
