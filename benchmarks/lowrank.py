@@ -253,21 +253,23 @@ def picture(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     import matplotlib as mpl
 
     mpl.use("svg")
+    mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "lowrank"})
     from matplotlib import pyplot as plt
 
     rows = [json.loads(line) for line in (args.out / "curves.jsonl").read_text().splitlines()]
     models = list(dict.fromkeys(r["model"] for r in rows))
+    colours = {how: f"C{k}" for k, how in enumerate(dict.fromkeys(r["how"] for r in rows))}
     figure, axes = plt.subplots(1, len(models), figsize=(3.6 * len(models), 3.4), squeeze=False)
     for axis, model in zip(axes[0], models):
         own = [r for r in rows if r["model"] == model and r.get("macs") is not None]
         for how in dict.fromkeys(r["how"] for r in own if r["how"] != "as it is"):
             points = sorted((r["macs"], _score(r)) for r in own if r["how"] in ("as it is", how))
-            axis.plot(*zip(*points), marker="o", markersize=3, linewidth=1.2, label=how)
+            axis.plot(*zip(*points), marker="o", markersize=3, linewidth=1.2, label=how, color=colours[how])
         axis.set(title=model, xlabel="MACs left", ylabel="top-1" if "metric" in own[0] else "agreement")
         axis.grid(alpha=0.3)
     axes[0][0].legend(fontsize=7)
     figure.tight_layout()
-    figure.savefig(args.out / "lowrank.svg")
+    figure.savefig(args.out / "lowrank.svg", metadata={"Date": None})
     yield {"picture": str(args.out / "lowrank.svg")}
 
 

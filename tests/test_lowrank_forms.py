@@ -387,6 +387,22 @@ def test_thin_and_dense_moments_agree():
             assert np.allclose(a.apply(np.eye(a.width)), b.apply(np.eye(b.width)), atol=1e-10)
 
 
+@pytest.mark.parametrize("spread", [0.0, 1e-9, 1e-5, 1e-3])
+def test_an_input_that_hardly_varies_can_be_served(spread):
+    """E[x xᵀ] less the mean's square is then rounding, and indefinite; every form needs a definite norm."""
+    rng = np.random.default_rng(9)
+    layer = correlated_layer(rng, (24, 16, 3, 3))
+    rows = (rng.standard_normal(layer.width) * 30 + spread * rng.standard_normal((400, layer.width))).astype(np.float32)
+    norm = Norm.of(rows.mean(0), len(rows), second=(rows.T @ rows).astype(np.float64) / len(rows))
+    assert norm.definite and np.isfinite(norm.diagonal)
+    for form in FORMS.values():
+        if form.refuse(layer) is None:
+            rank = form.scaled(layer, 0.3)
+            found = search.factors(form, layer, norm, rank)
+            assert all(np.isfinite(f).all() for f in found)
+            assert np.isfinite(search.errors(form, layer, norm, [rank])).all()
+
+
 @pytest.mark.parametrize(
     ("attrs", "shape", "reason"),
     [

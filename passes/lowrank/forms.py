@@ -255,9 +255,14 @@ class Separable(Form):
     def start(self, layer: Layer, rank: Rank, norm: Norm) -> list[Array]:
         outer, inner = self.shapes(layer, rank)
         taps = norm.marginal((layer.inputs, layer.taps), (1,))
-        slices = layer.weight.reshape(layer.outputs, layer.inputs, layer.taps)
-        rows = [rowspace(slices[:, c], taps, rank[0]) for c in range(layer.inputs)]
-        return [np.zeros(outer), np.stack(rows).reshape(inner)]
+        slices = np.moveaxis(layer.weight.reshape(layer.outputs, layer.inputs, layer.taps), 1, 0)
+        if layer.outputs < layer.taps:
+            rows = np.stack([rowspace(matrix, taps, rank[0]) for matrix in slices])
+        else:  # `rowspace` of all channels at once
+            weighted = slices @ taps.cholesky
+            _, vectors = np.linalg.eigh(np.swapaxes(weighted, 1, 2) @ weighted)
+            rows = np.swapaxes(vectors[:, :, ::-1][:, :, : rank[0]], 1, 2) @ np.linalg.inv(taps.cholesky)
+        return [np.zeros(outer), rows.reshape(inner)]
 
     def stages(self, layer: Layer, factors: Sequence[Array]) -> list[Stage]:
         outer, inner = factors

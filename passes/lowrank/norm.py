@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import linalg
 
 Array = NDArray[Any]
 
@@ -24,6 +25,7 @@ RIDGE_FLOOR = 1e-7
 RIDGE_PER_SAMPLE = 1e-2
 RIDGE_CEILING = 1e-2
 BLOCK = 1024  # rows in a product
+SUMS = 1e-6  # relative error of sums of products in single precision
 
 
 def ridge(width: int, samples: int) -> float:
@@ -62,12 +64,27 @@ class Norm:
             core = np.asarray(second, np.float64)
             core = core - np.outer(mean, mean) if centre else core
             energy, parts = float(np.trace(core)), {"dense": (core + core.T) / 2}
+            noise = SUMS * float(np.trace(second)) / width
         else:
             rows = np.asarray(thin, np.float64)
             rows = rows - mean / np.sqrt(len(rows)) if centre else rows
-            energy, parts = float((rows**2).sum()), {"thin": rows}
-        level = ridge(width, samples) * max(energy, 0.0) / width
-        return cls(width, level or 1.0, mean=mean if centre else None, **parts)
+            energy, noise, parts = float((rows**2).sum()), 0.0, {"thin": rows}
+        level = (ridge(width, samples) * max(energy, 0.0) / width) or noise or 1.0
+        found = cls(width, level, mean=mean if centre else None, **parts)
+        while not found.definite:  # the input hardly varies: what is left of the mean's square is rounding
+            found = replace(found, diagonal=max(10 * found.diagonal, noise))
+        return found
+
+    @property
+    def definite(self) -> bool:
+        """Whether rounding has left M positive definite."""
+        if self.dense is None:
+            return True
+        try:
+            linalg.cholesky(self.dense + self.diagonal * np.eye(self.width), overwrite_a=True, check_finite=False)
+        except linalg.LinAlgError:
+            return False
+        return True
 
     def apply(self, x: Array) -> Array:
         """X M for X (k, D)."""

@@ -109,7 +109,7 @@ def make(model: Model, ctx: Context, options: LowRank, forms: Sequence[Form]) ->
     found = _weigh(model, found, totals.macs, ctx)
     plan = Plan(found, tuple(choose.order(budgets.hulls(found))), "", totals.macs, samples(model, sizes))
     if not plan.steps:
-        return replace(plan, reason="nothing pays here" if found else "")
+        return replace(plan, reason="nothing pays here" if found else "no layer that could be split")
     plan = budgets.within(plan, model, options.goal, totals, ctx) if options.goal.given else plan
     wanted: dict[str, list[int]] = {}
     for step in plan.steps:

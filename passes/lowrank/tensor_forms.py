@@ -156,7 +156,7 @@ def _leading(tensor: Array, mode: int, rank: int) -> Array:
 def _whitened(layer: Layer, norm: Norm) -> tuple[Array, Array]:
     """W ×₁ Lᵀ and the channel moment's factor L (C, C)."""
     lower = norm.marginal(layer.unfolded, (0,)).cholesky
-    return np.einsum("oc...,cd->od...", layer.weight, lower), lower
+    return np.einsum("oc...,cd->od...", layer.weight, lower, optimize=True), lower
 
 
 def _unwhiten(factor: Array, lower: Array) -> Array:
