@@ -121,7 +121,7 @@ def make(
     noise = sensitivity.measure(base, full, stats, ctx.fit, ctx)
     loud = sensitivity.measure_weights(base, rounded, ctx.fit, ctx)
     kept = frozenset(n for n in nodes if overrides.of(n) == "int8")
-    tail = tuple(n for n in able if n not in nodes)
+    tail = tuple(n for n in able if n not in nodes and n not in {d.node for d in divided})
     chosen = {n: able[n] for n in nodes}
     return Plan(
         base, ctx.target, "", chosen, full, stats, noise, loud, rounded, {}, kept, tail, factors, divided, skips
