@@ -7,7 +7,7 @@ set is run on a few fit feeds, and proposed again with less allowed when it fall
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import onnx_graphsurgeon as gs
@@ -61,7 +61,7 @@ def _fastest(plan: Plan, model: Model, ctx: Context, compute: str, floor_db: flo
 
 
 def candidates(plan: Plan, ctx: Context, compute: str, floor_db: float, share: float) -> list[Choice]:
-    """Different sets of nodes that hold the floor, everything possible first."""
+    """Different sets of nodes that hold the floor (where any does), everything possible first."""
     ways: list[tuple[str, Propose]] = [("all", lambda aim: _everything(plan, aim, share))]
     if compute != "all":
         ways += [(f"regions, borders ×{f:g}", _regions(plan, f, share)) for f in BORDERS]
@@ -71,7 +71,9 @@ def candidates(plan: Plan, ctx: Context, compute: str, floor_db: float, share: f
         nodes = _held(plan, levels, label, propose, floor_db)
         if nodes:
             unique.setdefault(nodes, label)
-    return [Choice(nodes, None, label, left_out(plan, nodes)) for nodes, label in unique.items()]
+    loud = {n for n in unique if levels.of(n) < floor_db}
+    kept = [(n, label) for n, label in unique.items() if n not in loud or len(loud) == len(unique)]
+    return [Choice(nodes, None, label, left_out(plan, nodes)) for nodes, label in kept]
 
 
 def left_out(plan: Plan, nodes: frozenset[str]) -> frozenset[str]:
@@ -84,17 +86,26 @@ def left_out(plan: Plan, nodes: frozenset[str]) -> frozenset[str]:
 
 
 def _held(plan: Plan, levels: _Levels, label: str, propose: Propose, floor_db: float) -> frozenset[str]:
-    """Proposed nodes that hold the floor; the quietest that were tried when none do."""
+    """Proposed nodes that hold the floor with the lowest aim found; the quietest that were tried when none do."""
     assert plan.base is not None
-    aim, tried = max(plan.aims.get(label, floor_db), floor_db), dict[frozenset[str], float]()
+    aim, low, high = max(plan.aims.get(label, floor_db), floor_db), math.inf, math.inf
+    tried, best = dict[frozenset[str], float](), None
     for _ in range(ROUNDS):
-        plan.aims[label] = aim
         nodes = frozenset(regions.only_useful(plan.base, propose(aim), plan.target))
         tried[nodes] = levels.of(nodes)
         if tried[nodes] >= floor_db:
-            return nodes
-        aim += floor_db - tried[nodes] + 0.5
-    return max(tried, key=lambda n: tried[n])
+            best, high = nodes, aim
+        else:
+            low = max(aim, min(_db(_noise(plan, nodes)), high))
+        if low == math.inf:
+            break
+        aim = (low + high) / 2 if best is not None else low + floor_db - tried[nodes] + 0.5
+    plan.aims[label] = min(high, aim)
+    return max(tried, key=lambda n: tried[n]) if best is None else best
+
+
+def _db(noise: float) -> float:
+    return -10 * math.log10(max(noise, 1e-30))
 
 
 class _Levels:
@@ -111,7 +122,7 @@ class _Levels:
             assert self.plan.base is not None
             self.plain = self.plain or self._outputs(self.plan.base)
             noise = sensitivity.noise_of(self.plain, self._outputs(build(self.plan, nodes)))
-            self.known[nodes] = -10 * math.log10(max(noise, 1e-30))
+            self.known[nodes] = _db(noise)
         return self.known[nodes]
 
     def _outputs(self, model: Model) -> list[dict[str, Any]]:
@@ -193,7 +204,7 @@ def _weights(plan: Plan) -> dict[str, str]:
     return {n: node.inputs[1].name for n, node in plan.able.items() if eligible.is_linear(node)}
 
 
-def _noise(plan: Plan, nodes: set[str]) -> float:
+def _noise(plan: Plan, nodes: Collection[str]) -> float:
     """Sum of what the tensors and weights of these nodes make alone."""
     assert plan.base is not None
     placed = placement.place(plan.base, nodes, plan.target)
