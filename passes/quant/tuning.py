@@ -20,9 +20,10 @@ from .calibrate import Scale
 from .placement import Placement
 from .statistics import Statistics
 
-LOUDEST, FEEDS = 16, 3
+LOUDEST, FEEDS = 16, 6
 PART = 0.01  # of all noise: quieter groups are left as they are
 BETTER = 0.9  # of the noise before: less gained on so few feeds is chance
+PATIENCE = 2.0  # times the tensor's own least noise, over all feeds: a range that clips more was fitted to those few
 MOVES = 8  # of one end in one direction, for as long as each gains
 USUAL = 8  # runs a group: most gain nothing
 BUDGET = 3 * 10**11  # multiply-accumulates spent on this: about ten seconds
@@ -63,14 +64,15 @@ def _loud(placement: Placement, stats: Statistics, noise: Mapping[str, float], m
 def _descend(trial: _Trial, group: str, seen: Sequence[calibrate.Seen], ends: Ends) -> tuple[Ends | None, float]:
     """The best range found by moving first the upper end, then the lower, and what part of the noise it leaves; None
     when nothing is clearly better."""
-    extremes = calibrate.minmax(seen)
+    extremes, own = calibrate.minmax(seen), PATIENCE * trial.own(seen, ends)
     first = least = trial.noise(group, ends)
     best = ends
     for side in (1, 0):
         for way in (_outward, _inward):
             for _ in range(MOVES):
                 moved = way(best, extremes, side)
-                level = trial.noise(group, moved) if _differs(moved, best) else least
+                worth = _differs(moved, best) and trial.own(seen, moved) <= own
+                level = trial.noise(group, moved) if worth else least
                 if level >= least:
                     break
                 best, least = moved, level
@@ -126,8 +128,14 @@ class _Trial:
         kinds = (np.bool_, np.float32, scale.dtype)
         return {n: np.asarray(v, k) for n, v, k in zip(names, (on, scale.scale, scale.zero), kinds)}
 
+    def _scale(self, ends: Ends) -> Scale:
+        return calibrate.to_scale(*ends, self.settings.activation, self.settings.symmetric)
+
+    def own(self, seen: Sequence[calibrate.Seen], ends: Ends) -> float:
+        """Expected squared error of the tensors themselves."""
+        return sum(calibrate.expected_noise(s, self._scale(ends))[1] for s in seen)
+
     def noise(self, group: str, ends: Ends) -> float:
         """At the outputs, with this group alone quantized in the range."""
-        scale = calibrate.to_scale(*ends, self.settings.activation, self.settings.symmetric)
-        on = {**self.off, **self._fed(self.inputs[group], True, scale)}
+        on = {**self.off, **self._fed(self.inputs[group], True, self._scale(ends))}
         return sensitivity.noise_of(self.plain, [self.session.run({**feed, **on}) for feed in self.feeds])
