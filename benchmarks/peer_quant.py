@@ -70,6 +70,22 @@ def nncf(model, feeds, out, kind):
     onnx.save(tool.quantize(onnx.load(model), data, subset_size=len(Reader(feeds)), preset=preset, **more), out)
 
 
+def aimet(model, feeds, out, scheme):
+    """AIMET's simulation, written as pairs with integer constants: u8 activations, s8 weights per channel."""
+    from aimet_onnx import QuantizationSimModel
+    from aimet_onnx.common.defs import QuantScheme
+
+    chosen = getattr(QuantScheme, scheme)
+    config = Path(sys.modules["aimet_onnx"].__file__).parent / "common/quantsim_config/default_config_per_channel.json"
+    more = {"config_file": str(config)} if config.exists() else {}
+    first = next(iter(Reader(feeds)))
+    sim = QuantizationSimModel(
+        onnx.load(model), quant_scheme=chosen, dummy_input=first, providers=["CPUExecutionProvider"], **more
+    )
+    sim.compute_encodings(Reader(feeds))
+    onnx.save(sim.to_onnx_qdq(export_int32_bias=True, prequantize_constants=True), out)
+
+
 def peak_mb() -> int:
     """This process's own peak (Linux); `ru_maxrss` begins with that of the process that started it."""
     with open("/proc/self/status") as file:
@@ -79,6 +95,7 @@ def peak_mb() -> int:
 CONFIGS = {
     "ort-minmax": lambda *files: ort(*files, "MinMax"),
     "ort-percentile": lambda *files: ort(*files, "Percentile"),
+    "aimet": lambda *files: aimet(*files, "post_training_tf_enhanced"),
     "nncf": lambda *files: nncf(*files, "cnn"),
     "nncf-transformer": lambda *files: nncf(*files, "transformer"),
 }

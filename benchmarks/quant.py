@@ -1,13 +1,14 @@
 """INT8 beside other tools, in one run: the same calibration feeds, the same unseen inputs, all timed in turns.
 
-    python benchmarks/quant.py --out DIR [--peer nncf=PYTHON] [--reuse] [NAME ...]
+    python benchmarks/quant.py --out DIR [--peer nncf=PYTHON] [--steps make,score,time] [NAME ...]
 
 `onnxslim opt -p quant` runs as a process of its own, and so does each peer, in the interpreter that has it (`--peer
-TOOL=PYTHON`, TOOL is ort or nncf; ort needs none, a tool that cannot be imported is left out). Peers get the model
-raised to opset 13 where it is older, since per-channel weights fail below. Every result is judged by ONNX Runtime
+TOOL=PYTHON`, TOOL is ort, nncf or aimet; ort needs none, a tool that cannot be imported is left out). Peers get the
+model raised to opset 13 where it is older, since per-channel weights fail below. Every result is judged by ONNX Runtime
 alone: metric, SQNR on unseen inputs, latency on one thread (fp32 and all results in turns, median of ratios to fp32),
 size, peak memory. NAME may be a path: a model without a task gets seeded random feeds, on which only speed and size
-mean anything. `--reuse` judges what lies in DIR already. Writes DIR/quant.json and a dated DIR/quant.md.
+mean anything. `--steps` does a part and leaves the rest as DIR has it, so that only `time` needs a machine to itself.
+Writes DIR/quant.json and a dated DIR/quant.md of everything that DIR holds.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,15 @@ import onnxruntime as ort
 from onnx import version_converter
 from run import Task, module, runner, session, sqnr, tasks
 
-CONFIGS = {"ort": ("ort-minmax", "ort-percentile"), "nncf": ("nncf",)}
+CONFIGS = {"ort": ("ort-minmax", "ort-percentile"), "nncf": ("nncf",), "aimet": ("aimet",)}
 TRANSFORMERS = ("vit", "kwt", "bert", "swin")
 GREEDY = 4e5
 """Input elements above which the percentile calibrator of ONNX Runtime, which keeps all activations, is left out."""
 FEEDS, UNSEEN = 128, 24
 OPSET = 13
+TOOLS = ["onnxslim-opt", *CONFIGS]
+STEPS = ["make", "score", "time"]
+Rows = dict[str, dict[str, Any]]
 KINDS = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(int32)": np.int32}
 
 
@@ -115,8 +119,10 @@ def run_peer(python: str, config: str, model: Path, feeds: Path, out: Path) -> d
 def make(task: Task, folder: Path, args: argparse.Namespace, peers: dict[str, str]) -> dict[str, dict[str, Any]]:
     """{what made it: how that went}; the models lie in `folder`."""
     calibration = write_feeds(feeds_of(task), folder / "feeds")
-    ours = run_ours(task, folder / "onnxslim-opt.onnx", calibration, args.passes, args.extra.split())
-    rows = {"onnxslim-opt": ours}
+    rows = held(folder, "make")
+    if "onnxslim-opt" in args.tools:
+        ours = run_ours(task, folder / "onnxslim-opt.onnx", calibration, args.passes, args.extra.split())
+        rows = {"onnxslim-opt": ours} | {k: v for k, v in rows.items() if k != "onnxslim-opt"}
     model = raised(task.model, folder)
     for tool, python in peers.items():
         for config in CONFIGS[tool]:
@@ -126,7 +132,6 @@ def make(task: Task, folder: Path, args: argparse.Namespace, peers: dict[str, st
             rows[config] = run_peer(python, name, model, calibration, folder / f"{config}.onnx")
     for file in calibration.glob("*.npz"):
         file.unlink()
-    (folder / "made.json").write_text(json.dumps(rows, indent=1))
     return rows
 
 
@@ -145,29 +150,40 @@ def in_turns(sessions: list[Any], feed: dict[str, Any], seconds: float) -> list[
     return [(statistics.median(a / b for a, b in zip(first, t)), 1e3 * statistics.median(t)) for t in times]
 
 
-def judge(task: Task, folder: Path, made: dict[str, dict[str, Any]], seconds: float) -> list[dict[str, Any]]:
-    """A row for fp32 and one for every result, by ONNX Runtime alone."""
-    feeds = feeds_of(task)
-    loaded = {"fp32": runner(session(task.model))}
-    rows: dict[str, dict[str, Any]] = {"fp32": {"model": task.name, "tool": "fp32"}}
-    for name, how in made.items():
-        rows[name] = {"model": task.name, "tool": name, **how}
+def load(task: Task, folder: Path, names: Iterable[str], feed: dict[str, Any]) -> tuple[dict[str, Any], Rows]:
+    """({name: what runs it}, {name: why it does not run}), fp32 first."""
+    loaded, failed = {"fp32": runner(session(task.model))}, {}
+    for name in names:
         try:
-            loaded[name] = runner(session(folder / f"{name}.onnx"))
-            loaded[name](feeds[0])
+            run = runner(session(folder / f"{name}.onnx"))
+            run(feed)
+            loaded[name] = run
         except Exception as error:  # a file that does not load or run is a result too
-            loaded.pop(name, None)
-            rows[name]["note"] = how.get("note") or str(error).strip().splitlines()[0][:120]
-    for (name, _), (ratio, ms) in zip(loaded.items(), in_turns(list(loaded.values()), feeds[0], seconds)):
-        rows[name] |= {"speedup": round(ratio, 2), "ms": round(ms, 3)}
+            failed[name] = {"note": str(error).strip().splitlines()[0][:120]}
+    return loaded, failed
+
+
+def score(task: Task, folder: Path, names: Iterable[str]) -> Rows:
+    """{name: metric, SQNR, size or why it does not run}, by ONNX Runtime alone."""
+    feeds = feeds_of(task)
+    loaded, rows = load(task, folder, names, feeds[0])
+    inputs = unseen(task, feeds)
     for name in loaded:
         path = task.model if name == "fp32" else folder / f"{name}.onnx"
-        rows[name]["smaller"] = round(task.model.stat().st_size / path.stat().st_size, 2)
+        rows[name] = {"smaller": round(task.model.stat().st_size / path.stat().st_size, 2)}
         if task.metric:
             rows[name]["metric"] = round(getattr(module(task.tasks), task.metric)(runner(session(path, 2))), 4)
         if name != "fp32":
-            rows[name]["sqnr_db"] = round(sqnr(loaded["fp32"], loaded[name], unseen(task, feeds)), 1)
-    return list(rows.values())
+            rows[name]["sqnr_db"] = round(sqnr(loaded["fp32"], loaded[name], inputs), 1)
+    return rows
+
+
+def clock(task: Task, folder: Path, names: Iterable[str], seconds: float) -> Rows:
+    """{name: speed beside fp32, milliseconds}, all in turns."""
+    feed = feeds_of(task)[0]
+    loaded, _ = load(task, folder, names, feed)
+    times = in_turns(list(loaded.values()), feed, seconds)
+    return {name: {"speedup": round(ratio, 2), "ms": round(ms, 3)} for name, (ratio, ms) in zip(loaded, times)}
 
 
 def unseen(task: Task, feeds: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -200,7 +216,7 @@ def interpreters(given: list[str]) -> dict[str, str]:
     unknown = set(asked) - set(CONFIGS)
     if unknown:
         raise SystemExit(f"no configuration for {', '.join(sorted(unknown))}; there are: {', '.join(CONFIGS)}")
-    modules = {"ort": "onnxruntime.quantization", "nncf": "nncf"}
+    modules = {"ort": "onnxruntime.quantization", "nncf": "nncf", "aimet": "aimet_onnx"}
     found = {}
     for tool, python in asked.items():
         if subprocess.run([python, "-c", f"import {modules[tool]}"], capture_output=True).returncode:
@@ -219,28 +235,53 @@ def chosen(names: list[str]) -> list[Task]:
     return [known[n] if n in known else Task(Path(n).resolve(), Path(), "", None) for n in names or known]
 
 
+def held(folder: Path, step: str) -> Rows:
+    """What an earlier run of a step found."""
+    file = folder / f"{step}.json"
+    return dict(json.loads(file.read_text())) if file.exists() else {}
+
+
+def carry_out(task: Task, folder: Path, args: argparse.Namespace, peers: dict[str, str]) -> None:
+    """The asked steps of one model, each written to DIR/MODEL/STEP.json."""
+    steps: dict[str, Callable[[], Rows]] = {
+        "make": lambda: make(task, folder, args, peers),
+        "score": lambda: score(task, folder, held(folder, "make")),
+        "time": lambda: clock(task, folder, held(folder, "make"), args.seconds),
+    }
+    for step in STEPS:
+        if step in args.steps and (step == "make" or held(folder, "make")):
+            (folder / f"{step}.json").write_text(json.dumps(steps[step](), indent=1))
+
+
+def gathered(folder: Path) -> list[dict[str, Any]]:
+    """A row for fp32 and one for every result of one model."""
+    found = [held(folder, step) for step in STEPS]
+    return [
+        {"model": folder.name, "tool": name} | {k: v for step in found for k, v in step.get(name, {}).items()}
+        for name in ("fp32", *found[0])
+    ]
+
+
 def main() -> None:
-    """Make, judge, write."""
+    """Make, score, time, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("names", nargs="*")
     parser.add_argument("--out", type=Path, default=Path("bench-out/quant"))
     parser.add_argument("-p", "--passes", default="quant")
     parser.add_argument("--extra", default="", help="further options of `onnxslim opt`")
     parser.add_argument("--peer", action="append", default=[], help="TOOL=PYTHON")
-    parser.add_argument("--reuse", action="store_true", help="judge the models that DIR holds already")
+    parser.add_argument("--steps", type=lambda text: text.split(","), default=STEPS, help="of make, score and time")
+    parser.add_argument("--tools", type=lambda text: text.split(","), default=TOOLS, help="to make files with")
     parser.add_argument("--seconds", type=float, default=12.0, help="of timing for each model")
     args = parser.parse_intermixed_args()
-    rows: list[dict[str, Any]] = []
-    peers = {} if args.reuse else interpreters(args.peer)
+    peers = interpreters(args.peer) if "make" in args.steps else {}
+    peers = {tool: python for tool, python in peers.items() if tool in args.tools}
     for task in chosen(args.names):
         folder = args.out.resolve() / task.name
         folder.mkdir(parents=True, exist_ok=True)
-        known = folder / "made.json"
-        if args.reuse and not known.exists():
-            continue
-        made = json.loads(known.read_text()) if args.reuse else make(task, folder, args, peers)
-        rows += judge(task, folder, made, args.seconds)
-        print(table(rows[-len(made) - 1 :]), flush=True)
+        carry_out(task, folder, args, peers)
+        print(table(gathered(folder)), flush=True)
+    rows = [row for file in sorted(args.out.resolve().glob("*/make.json")) for row in gathered(file.parent)]
     stamp = f"{datetime.date.today()}, onnxruntime {ort.__version__}, {os.cpu_count()} cores"
     (args.out / "quant.json").write_text(json.dumps(rows, indent=1))
     (args.out / "quant.md").write_text(f"# {stamp}\n\n{table(rows)}")

@@ -259,7 +259,7 @@ def test_silero_vad_is_left_valid(shared):
 def test_layers_are_set_one_by_one():
     model = cnn()
     ctx = context(model, images())
-    options = {"compute": "all", "floor": 0.0, "percentile": 90.0, "equalise": False}
+    options = {"compute": "all", "floor": 0.0, "calibrate": "mse", "percentile": 90.0, "equalise": False}
     new, result, plan = run(model, ctx, **options, layers="^conv_b=float;^conv_a=percentile")
     assert isinstance(next(n for n in new.graph.nodes if n.name == "conv_b_node").inputs[1], gs.Constant)
     placed = plan.stats.scales(plan.full)

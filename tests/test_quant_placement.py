@@ -1,7 +1,9 @@
 """Placement is data: every decision here is checked without running a model."""
 
 import numpy as np
-from onnxslim_opt.passes.quant import eligible, measured, placement, planning, regions
+import onnx_graphsurgeon as gs
+import pytest
+from onnxslim_opt.passes.quant import costs, eligible, measured, placement, planning, regions
 from onnxslim_opt.passes.target import Target
 from quant_nets import Net, cnn, context
 
@@ -193,3 +195,53 @@ def test_measured_costs_decide_regions():
     slow = dict.fromkeys(able, (1.0, 1000000000.0))
     assert regions.choose(model, able, CPU, shapes_of(model), known=slow) == set()
     assert regions.choose(model, able, CPU, shapes_of(model)) == set(able)
+
+
+def paid(model, chosen, known, tolls, sizes):
+    """What a set of nodes costs, counted node by node and tensor by tensor."""
+    total = sum(known[n.name][n.name in chosen] for n in model.graph.nodes)
+    total += sum(v for n, v in tolls.nodes.items() if n in chosen)
+    inner = {r.inputs[0].name for r in placement.folds(model, CPU).values()}
+    touched = set()
+    for name, tensor in model.tensors().items():
+        if name in inner or not isinstance(tensor, gs.Variable):
+            continue
+        made = bool(tensor.inputs) and tensor.inputs[0].name in chosen
+        readers = [r.name in chosen for r in tensor.outputs]
+        if made and (not readers or not all(readers)):
+            total += costs.DEQUANTIZE * sizes[name]
+        if not made and any(readers):
+            total += costs.QUANTIZE * sizes[name]
+        if any(readers) or (made and tensor.inputs[0].op != "Gemm"):
+            touched.add(tolls.group.get(name))
+    return total + sum(tolls.groups[g] for g in touched - {None})
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_cut_is_the_cheapest_of_all_sets(seed):
+    """Beside every one of the 512 sets: kernels, conversions, and tolls for noise, shared by a group."""
+    model, rng = cnn(), np.random.default_rng(seed)
+    able, _ = eligible.find(model, CPU, lambda n: False)
+    sizes = {n: np.prod(s) for n, s in shapes_of(model).items()}
+    scale = costs.QUANTIZE * float(np.median(list(sizes.values())))
+    known = {n: tuple(rng.uniform(0, 4 * scale, 2)) for n in able}
+    group = {"relu_a": "a", "relu_s": "a", "pool": "s", "conv_c": "c", "logits": "l", "x": "x"}
+    groups = {g: float(rng.uniform(0, 3 * scale)) for g in set(group.values())}
+    tolls = regions.Tolls(group, groups, {"conv_b_node": float(scale)})
+    pairs = {n: r.name for n, r in placement.folds(model, CPU).items()}
+    keys = [n for n in able if n not in pairs.values()]
+    sets = [{n for k, n in enumerate(keys) if bits >> k & 1} for bits in range(2 ** len(keys))]
+    sets = [s | {pairs[n] for n in s if n in pairs} for s in sets]
+    best = min(paid(model, s, known, tolls, sizes) for s in sets)
+    chosen = regions.cut(model, able, CPU, shapes_of(model), 1.0, known, tolls)
+    assert paid(model, chosen, known, tolls, sizes) == pytest.approx(best, rel=1e-5)
+
+
+def test_a_toll_that_is_high_enough_keeps_a_tensor_float():
+    model = cnn()
+    able, _ = eligible.find(model, CPU, lambda n: False)
+    dear = dict.fromkeys(able, (1e9, 1.0))
+    everything = regions.choose(model, able, CPU, shapes_of(model), known=dear)
+    tolls = regions.Tolls({"relu_b": "relu_b"}, {"relu_b": 1e11})
+    left = regions.choose(model, able, CPU, shapes_of(model), known=dear, tolls=tolls)
+    assert everything - left == {"conv_b_node", "relu_b_node", "conv_c_node"}

@@ -14,7 +14,7 @@ from ...ir import Model
 from ...ir.errors import OptionError
 from ..base import Context, LossyPass, PassResult, Skip
 from ..target import Target
-from . import calibrate, equalise, insert, outliers, planning, prepare, storage
+from . import calibrate, choosing, eligible, equalise, insert, outliers, planning, prepare, storage
 from .overrides import Overrides
 from .planning import Choice, Plan
 from .statistics import Settings
@@ -36,7 +36,11 @@ class Quant(LossyPass):
     raises_opset: ClassVar[bool] = True
     default_sqnr: ClassVar[float | None] = None  # kept when it pays; `floor` holds its own noise
 
-    calibrate: str = _option("mse", "how ranges of activations are chosen", choices=calibrate.METHODS)
+    calibrate: str = _option(
+        "auto",
+        "how ranges of activations are chosen; auto: mse, the loudest by the error of the outputs",
+        choices=("auto", *calibrate.METHODS),
+    )
     percentile: float = _option(99.99, "for calibrate=percentile: per cent of values kept", min=50.0, max=100.0)
     weights: str = _option("per_channel", "scales of weights", choices=("per_channel", "per_tensor"))
     exclude: str = _option("", "regular expression of node names that stay as they are")
@@ -84,7 +88,7 @@ class Quant(LossyPass):
         """Integer kernels for all but the loudest 1 - strength of tensors, where that pays; else storage."""
         if plan.base is None:
             return self._stored(model, plan, strength, ctx, plan.why)
-        choice = planning.choose(plan, model, ctx, self.compute, self.floor, round(1.0 - strength, 6))
+        choice = choosing.choose(plan, model, ctx, self.compute, self.floor, round(1.0 - strength, 6))
         if not choice.nodes:
             why = _no_gain(choice)
             ctx.note(f"quant: {why}; weights are stored in 8 bits" if self.store else f"quant: {why}")
@@ -94,7 +98,7 @@ class Quant(LossyPass):
     def _settings(self, target: Target) -> Settings:
         kind = target.activation if self.types == "auto" else self.types[:2]
         return Settings(
-            self.calibrate,
+            "mse" if self.calibrate == "auto" else self.calibrate,
             self.percentile,
             self.weights == "per_channel",
             kind,
@@ -103,6 +107,7 @@ class Quant(LossyPass):
             self.rounding,
             target.integer_biases,
             self.equalise,
+            self.calibrate == "auto",
         )
 
     def _excluded(self, node: gs.Node, ctx: Context) -> bool:
@@ -125,10 +130,10 @@ class Quant(LossyPass):
     def _computed(self, model: Model, plan: Plan, choice: Choice, ctx: Context) -> PassResult:
         """Integer kernels at the chosen nodes, storage for the rest."""
         assert plan.base is not None and plan.stats is not None
-        fresh, before = planning.start(plan, choice.nodes), model.opset
+        fresh, before = choosing.start(plan, choice.nodes), model.opset
         model.graph, model.header = fresh.graph, fresh.header
         model.__dict__.pop("_namer", None)
-        recipe = planning.recipe(plan, choice.nodes)
+        recipe = choosing.recipe(plan, choice.nodes)
         did: dict[str, Any] = dict(insert.insert(model, recipe))
         skips = (*_left_float(plan, choice), *plan.skips)
         if self.store:
@@ -171,7 +176,7 @@ def _left_float(plan: Plan, choice: Choice) -> tuple[Skip, ...]:
     """A reason for every linear layer that could compute in integers and does not."""
     skips = []
     for name, node in plan.able.items():
-        if name in choice.nodes or not planning.eligible.is_linear(node):
+        if name in choice.nodes or not eligible.is_linear(node):
             continue
         loud = [t.name for t in (*node.inputs[:1], *node.outputs) if t.name in choice.banned]
         if loud:

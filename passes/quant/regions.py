@@ -1,12 +1,14 @@
 """Which nodes compute in integers, so that the whole gets faster: the borders between float and integers cost too.
 
 Two-sided costs at nodes and conversion costs at tensors make this a minimum cut, solved exactly: source side integers,
-sink side float. Tensors that must not be quantized (accuracy) and nodes that cannot be are tied to the float side.
+sink side float. Nodes that cannot be quantized are tied to the float side, and whoever quantizes a tensor pays a toll
+for its noise, so that accuracy is bought where it costs least time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -54,6 +56,21 @@ class _Network:
         return {k for k, i in self.keys.items() if i in seen}
 
 
+@dataclass(frozen=True)
+class Tolls:
+    """What noise costs, in nanoseconds: of a group of tensors once any of them is quantized, and of a node's weight.
+
+    group: {tensor: its group}; tensors without a group are free.
+    """
+
+    group: Mapping[str, str] = field(default_factory=dict)
+    groups: Mapping[str, float] = field(default_factory=dict)
+    nodes: Mapping[str, float] = field(default_factory=dict)
+
+
+NO_TOLLS = Tolls()
+
+
 def choose(
     model: Model,
     able: Mapping[str, gs.Node],
@@ -61,23 +78,38 @@ def choose(
     shapes: Mapping[str, tuple[int, ...]],
     conversion: float = 1.0,
     known: Mapping[str, tuple[float, float]] | None = None,
+    tolls: Tolls = NO_TOLLS,
 ) -> set[str]:
-    """Names of the able nodes that make the least sum of kernels and conversions.
+    """Names of the able nodes that make the least sum of kernels, conversions and tolls.
 
     shapes: of every tensor, in numbers. conversion: factor on the cost of borders; larger means fewer regions. known:
     nanoseconds of nodes in float and in integers, where they were measured; the others cost what the table says.
     """
+    return only_useful(model, cut(model, able, target, shapes, conversion, known, tolls), target)
+
+
+def cut(
+    model: Model,
+    able: Mapping[str, gs.Node],
+    target: Target,
+    shapes: Mapping[str, tuple[int, ...]],
+    conversion: float = 1.0,
+    known: Mapping[str, tuple[float, float]] | None = None,
+    tolls: Tolls = NO_TOLLS,
+) -> set[str]:
+    """The same with regions that hold no product and save all the same."""
     net, key = _Network(), _keys(model, able, target)
     for node in able.values():
         plain, integer = (known or {}).get(node.name) or costs.of(node, shapes)
         net.add("integers", key[node.name], plain)
-        net.add(key[node.name], "float", integer)
+        net.add(key[node.name], "float", integer + tolls.nodes.get(node.name, 0.0))
+    _collect(net, able, key, tolls)
     tensors = {id(t): t for n in able.values() for t in (*n.outputs, *(n.inputs[k] for k in activations(n)))}
     for tensor in tensors.values():
         if isinstance(tensor, gs.Variable):
             _border(net, tensor, key, shapes, conversion)
     kept = net.sources()
-    return only_useful(model, {n for n in able if key[n] in kept}, target)
+    return {n for n in able if key[n] in kept}
 
 
 def _keys(model: Model, able: Mapping[str, gs.Node], target: Target) -> dict[str, str]:
@@ -87,6 +119,18 @@ def _keys(model: Model, able: Mapping[str, gs.Node], target: Target) -> dict[str
         if name in able and reader.name in able:
             key[reader.name] = name
     return key
+
+
+def _collect(net: _Network, able: Mapping[str, gs.Node], key: Mapping[str, str], tolls: Tolls) -> None:
+    """A group pays once one of the nodes that make or read its tensors computes in integers."""
+    for group, toll in tolls.groups.items():
+        net.add(f"{group} quantized at all", "float", toll)
+    for node in able.values():
+        makes = [] if node.op in ("MatMul", "Gemm") else node.outputs  # these can hand out floats
+        for tensor in (*makes, *(node.inputs[k] for k in activations(node))):
+            group = tolls.group.get(tensor.name, "")
+            if group in tolls.groups:
+                net.add(key[node.name], f"{group} quantized at all", np.inf)
 
 
 def _border(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import onnx_graphsurgeon as gs
 
 from ...ir import Model, cost, edit, order
 from ...runtime import Session
@@ -78,22 +79,26 @@ def _flip(copy: Model, switches: Mapping[str, str], feeds: Feeds, ctx: Context) 
 
 def _switch(model: Model, members: Sequence[str], scales: Mapping[str, Scale]) -> str:
     """Put a switched quantize/dequantize pair behind each tensor; returns the name of the switch's input."""
-    tensors = model.tensors()
     switch = edit.variable(model, f"{members[0]}_switch", np.bool_, [])
     model.graph.inputs.append(switch)
     for name in members:
-        x, scale = tensors[name], scales[name]
-        real = edit.constant(model, f"{name}_scale", np.float32(scale.scale))
-        zero = edit.constant(model, f"{name}_zero", np.asarray(scale.zero, scale.dtype))
-        q = edit.node(model, "QuantizeLinear", [x, real, zero])
-        dq = edit.node(model, "DequantizeLinear", [q.outputs[0], real, zero])
-        out = edit.variable(model, f"{name}_chosen", np.float32, x.shape)
-        where = edit.node(model, "Where", [switch, dq.outputs[0], x], outputs=[out])
-        edit.add(model.graph, q, dq, where)
-        edit.replace(model, x, out)
-        edit.set_input(q, 0, x)
-        edit.set_input(where, 2, x)
+        real = edit.constant(model, f"{name}_scale", np.float32(scales[name].scale))
+        zero = edit.constant(model, f"{name}_zero", np.asarray(scales[name].zero, scales[name].dtype))
+        switched(model, name, switch, real, zero)
     return str(switch.name)
+
+
+def switched(model: Model, name: str, switch: gs.Variable, real: gs.Tensor, zero: gs.Tensor) -> None:
+    """Make everyone read a tensor quantized and dequantized while the boolean `switch` is true."""
+    x = model.tensors()[name]
+    q = edit.node(model, "QuantizeLinear", [x, real, zero])
+    dq = edit.node(model, "DequantizeLinear", [q.outputs[0], real, zero])
+    out = edit.variable(model, f"{name}_chosen", np.float32, x.shape)
+    where = edit.node(model, "Where", [switch, dq.outputs[0], x], outputs=[out])
+    edit.add(model.graph, q, dq, where)
+    edit.replace(model, x, out)
+    edit.set_input(q, 0, x)
+    edit.set_input(where, 2, x)
 
 
 def measure_weights(model: Model, rounded: Mapping[str, Rounded], feeds: Feeds, ctx: Context) -> dict[str, float]:

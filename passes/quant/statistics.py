@@ -26,7 +26,8 @@ _BIAS_ROOM = 2**30  # largest integer of a bias: half of int32, so that sums hav
 
 @dataclass(frozen=True)
 class Settings:
-    """The options of the pass that decide numbers. activation: "u8" or "s8"."""
+    """The options of the pass that decide numbers. activation: "u8" or "s8". tuned: the loudest ranges are chosen by
+    the error of the outputs."""
 
     method: str = "mse"
     percentile: float = 99.99
@@ -37,13 +38,15 @@ class Settings:
     rounding: str = "second_order"
     integer_biases: bool = True
     equalise: bool = True
+    tuned: bool = False
 
 
 @dataclass
 class Statistics:
     """Everything seen, by tensor name; scales and weights are made on demand and kept.
 
-    methods: of calibration, for tensors that have one of their own.
+    methods: of calibration, for tensors that have one of their own. limits: ranges of tensors that were chosen
+    otherwise.
     """
 
     settings: Settings
@@ -51,6 +54,7 @@ class Statistics:
     shapes: Mapping[str, tuple[int, ...]]
     rounded: Mapping[str, Rounded] = field(default_factory=dict)
     methods: Mapping[str, str] = field(default_factory=dict)
+    limits: dict[str, tuple[float, float]] = field(default_factory=dict)
     _ranges: dict[tuple[str, ...], tuple[float, float]] = field(default_factory=dict)
     _packed: dict[tuple[str, float], Packed] = field(default_factory=dict)
     reduced: set[str] = field(default_factory=set)
@@ -64,10 +68,17 @@ class Statistics:
             found.update(dict.fromkeys(members, scale))
         return found
 
+    def ends(self, placement: Placement, group: str) -> tuple[float, float]:
+        """Least and greatest value of a group's range, as calibration chose it."""
+        return self._range(placement, placement.groups()[group])
+
     def _range(self, placement: Placement, members: list[str]) -> tuple[float, float]:
         fixed = [n for n in members if placement.decisions[n].how == "fixed"]
         if len(fixed) == len(members) or placement.decisions[members[0]].how == "fixed":
             return 0.0, 1.0
+        tuned = [self.limits[n] for n in members if n in self.limits]
+        if tuned:
+            return min(low for low, _ in tuned), max(high for _, high in tuned)
         key = tuple(members)
         if key not in self._ranges:
             s = self.settings

@@ -1,0 +1,265 @@
+"""From a plan to the nodes that compute in integers: sets that hold the floor, of which the fastest is taken.
+
+Noise is predicted as the sum of what tensors and weights make alone, which is too little where errors meet. So every
+set is run on a few fit feeds, and proposed again with less allowed when it falls short; only sets that hold are timed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import onnx_graphsurgeon as gs
+
+from ...ir import Model
+from ...runtime import Session, latency
+from ...runtime.feeds import wide
+from ..base import Context
+from . import costs, eligible, insert, measured, outliers, placement, regions, sensitivity
+from .insert import Recipe
+from .planning import Choice, Plan
+
+PAYS = 1.04  # a region must be this much faster than float in the pairwise timing: its own spread is 1 to 2 %
+SECONDS = 2.0  # of timing for each candidate
+ROUNDS, LOOKED_AT = 4, 4  # tries to hold the floor, and feeds that it is measured on
+MISSED = 3.0  # dB below the floor beyond which a set is not used
+BORDERS = (0.5, 1.0, 2.0, 4.0)  # factors on the cost of conversions: many small regions, few large ones
+CHEAP, DEAR = -2.0, 10.0  # decades of the price of noise
+HALVINGS = 12  # of that range
+Propose = Callable[[float], set[str]]
+
+
+def choose(plan: Plan, model: Model, ctx: Context, compute: str, floor_db: float, share: float) -> Choice:
+    """The nodes that compute in integers, with so much less noise as leaving out the loudest `share` makes.
+
+    model: the float model as it came. compute: "all" takes everything that is left; "auto" what is fastest when timed
+    (on this machine) or by the cost table (elsewhere), and nothing when nothing beats float.
+    """
+    if share not in plan.timed:
+        plan.timed[share] = _fastest(plan, model, ctx, compute, floor_db, share)
+    return plan.timed[share]
+
+
+def _fastest(plan: Plan, model: Model, ctx: Context, compute: str, floor_db: float, share: float) -> Choice:
+    if compute != "all" and ctx.target.native and not plan.costs:
+        plan.costs = _measured(plan, ctx)
+    found = candidates(plan, ctx, compute, floor_db, share)
+    if not found:
+        return Choice(frozenset(), None, "nothing is left to compute in integers")
+    if compute == "all":
+        return found[0]
+    if not ctx.target.native:
+        return found[1] if len(found) > 1 and ctx.target.runtime == "onnxruntime" else found[0]
+    timed = _timed(plan, model, found, ctx)
+    plan.table += [
+        {"share": share, "what": c.label, "nodes": len(c.nodes), "speedup": round(c.speedup or 0.0, 4)} for c in timed
+    ]
+    best = max(timed, key=lambda c: c.speedup or 0.0)
+    if (best.speedup or 0.0) < PAYS:
+        return Choice(frozenset(), best.speedup, "integers are not faster than float here", best.banned)
+    return best
+
+
+def candidates(plan: Plan, ctx: Context, compute: str, floor_db: float, share: float) -> list[Choice]:
+    """Different sets of nodes that hold the floor (where any does), everything possible first."""
+    ways: list[tuple[str, Propose]] = [("all", lambda aim: _everything(plan, aim, share))]
+    if compute != "all":
+        ways += [(f"regions, borders ×{f:g}", _regions(plan, f, share)) for f in BORDERS]
+    levels = _Levels(plan, ctx)
+    unique: dict[frozenset[str], str] = {}
+    for label, propose in ways:
+        nodes = _held(plan, levels, label, propose, floor_db)
+        if nodes:
+            unique.setdefault(nodes, label)
+    loud = {n for n in unique if levels.of(n) < floor_db}
+    kept = [(n, label) for n, label in unique.items() if n not in loud or len(loud) == len(unique)]
+    return [Choice(nodes, None, label, left_out(plan, nodes)) for nodes, label in kept]
+
+
+def left_out(plan: Plan, nodes: frozenset[str]) -> frozenset[str]:
+    """Tensors whose noise alone would have broken the sum that was aimed at, and which these nodes leave float."""
+    assert plan.base is not None
+    loud = sensitivity.loudest(plan.noise, max(plan.aims.values(), default=math.inf))
+    kept = {plan.full.decisions[t].group for t in placement.place(plan.base, nodes, plan.target).quantized()}
+    groups = plan.full.groups()
+    return frozenset(t for g in loud - kept for t in groups[g])
+
+
+def _held(plan: Plan, levels: _Levels, label: str, propose: Propose, floor_db: float) -> frozenset[str]:
+    """Proposed nodes that hold the floor with the lowest aim found; the quietest that were tried when none do,
+    unless that is far below."""
+    assert plan.base is not None
+    aim, low, high = max(plan.aims.get(label, floor_db), floor_db), math.inf, math.inf
+    tried, best = dict[frozenset[str], float](), None
+    for _ in range(ROUNDS):
+        nodes = frozenset(regions.only_useful(plan.base, propose(aim), plan.target))
+        tried[nodes] = levels.of(nodes)
+        if tried[nodes] >= floor_db:
+            best, high = nodes, aim
+        else:
+            low = max(aim, min(_db(_noise(plan, nodes)), high))
+        if low == math.inf:
+            break
+        aim = (low + high) / 2 if best is not None else low + floor_db - tried[nodes] + 0.5
+    plan.aims[label] = min(high, aim)
+    if best is None:
+        best = max(tried, key=lambda n: tried[n])
+        return best if tried[best] >= floor_db - MISSED or plan.kept else frozenset()
+    return best
+
+
+def _db(noise: float) -> float:
+    return -10 * math.log10(max(noise, 1e-30))
+
+
+class _Levels:
+    """dB of output SQNR with a set of nodes in integers, on a few fit feeds; one session at a time."""
+
+    def __init__(self, plan: Plan, ctx: Context) -> None:
+        self.plan, self.feeds, self.threads = plan, list(ctx.fit.spread(LOOKED_AT)), ctx.workers
+        self.known: dict[frozenset[str], float] = {frozenset(): math.inf}
+        self.plain: list[dict[str, Any]] = []
+
+    def of(self, nodes: frozenset[str]) -> float:
+        """The level of one set, measured once."""
+        if nodes not in self.known:
+            assert self.plan.base is not None
+            self.plain = self.plain or self._outputs(self.plan.base)
+            noise = sensitivity.noise_of(self.plain, self._outputs(build(self.plan, nodes)))
+            self.known[nodes] = _db(noise)
+        return self.known[nodes]
+
+    def _outputs(self, model: Model) -> list[dict[str, Any]]:
+        session = Session(model, threads=self.threads)
+        return [session.run(feed) for feed in self.feeds]
+
+
+def _timed(plan: Plan, model: Model, found: list[Choice], ctx: Context) -> list[Choice]:
+    """The candidates with how much faster than float they are, all in turns; on large feeds one after the other."""
+    rows, step = [], 1 if wide(ctx.fit) else len(found)
+    for k in range(0, len(found), step):
+        models = [model, *(build(plan, c.nodes) for c in found[k : k + step])]
+        seconds = SECONDS * len(models)
+        rows += latency.bench(models, ctx.fit, threads=ctx.threads, timings=ctx.timings, seconds=seconds)[1:]
+    return [Choice(c.nodes, r.speedup, c.label, c.banned) for c, r in zip(found, rows)]
+
+
+def _measured(plan: Plan, ctx: Context) -> measured.Costs:
+    """What nodes cost on this machine: the model as it is beside the model with everything in integers."""
+    assert plan.base is not None and plan.stats is not None
+    full = build(plan, frozenset(plan.able))
+    return measured.measure(plan.base, full, plan.able, plan.stats.shapes, ctx)
+
+
+def _everything(plan: Plan, aim: float, share: float) -> set[str]:
+    """All nodes but those of the loudest tensors and weights."""
+    assert plan.base is not None
+    banned, deaf = _banned(plan, aim, share)
+    readers = placement.folds(plan.base, plan.target)
+    inner = {r.inputs[0].name: r.outputs[0].name for n, r in readers.items() if n in plan.able}
+    able = {n: node for n, node in regions.without(plan.able, banned, inner).items() if n not in deaf}
+    linear = [n for n, node in able.items() if eligible.is_linear(node)]
+    return _with_makers(plan, able, placement.between(plan.base, able, linear))
+
+
+def _regions(plan: Plan, factor: float, share: float) -> Propose:
+    """For an aim in dB: the fastest nodes by the costs whose summed noise stays below it."""
+
+    def cut(price: float) -> set[str]:
+        assert plan.base is not None and plan.stats is not None
+        tolls, shapes = _tolls(plan, price), plan.stats.shapes
+        found = regions.choose(plan.base, plan.able, plan.target, shapes, factor, plan.costs, tolls)
+        return _with_makers(plan, plan.able, found)
+
+    def propose(aim: float) -> set[str]:
+        allowed = 10 ** (-aim / 10)
+        nodes = cut(0.0)
+        allowed = min(allowed, _noise(plan, nodes)) * (1.0 - share) ** 2
+        if _noise(plan, nodes) <= allowed:
+            return nodes
+        low, high = CHEAP, DEAR
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            low, high = (middle, high) if _noise(plan, cut(10**middle)) > allowed else (low, middle)
+        return cut(10**high)
+
+    return propose
+
+
+def _tolls(plan: Plan, price: float) -> regions.Tolls:
+    """Nanoseconds for the noise of tensors and weights; price: of noise as loud as the signal, in times of all float
+    kernels."""
+    assert plan.stats is not None
+    known = plan.costs
+    total = sum((known.get(n) or costs.of(node, plan.stats.shapes))[0] for n, node in plan.able.items())
+
+    def toll(noise: float) -> float:
+        return min(price * noise, 4.0) * total  # beyond the price of everything, more says nothing
+
+    spared = {t.name for n in plan.kept for t in (*plan.able[n].outputs, *plan.able[n].inputs)}
+    group = {t: d.group for t, d in plan.full.decisions.items() if d.how != "float" and t not in spared}
+    groups = {g: toll(plan.noise.get(g, 0.0)) for g in group.values()}
+    nodes = {n: toll(plan.loud.get(w, 0.0)) for n, w in _weights(plan).items() if n not in plan.kept}
+    return regions.Tolls(group, groups, nodes)
+
+
+def _weights(plan: Plan) -> dict[str, str]:
+    """{linear node: its weight's name}."""
+    return {n: node.inputs[1].name for n, node in plan.able.items() if eligible.is_linear(node)}
+
+
+def _noise(plan: Plan, nodes: Collection[str]) -> float:
+    """Sum of what the tensors and weights of these nodes make alone."""
+    assert plan.base is not None
+    placed = placement.place(plan.base, nodes, plan.target)
+    groups = {plan.full.decisions[t].group for t in placed.quantized() if t in plan.full.decisions}
+    weights = {w for n, w in _weights(plan).items() if n in nodes}
+    return sum(plan.noise.get(g, 0.0) for g in groups) + sum(plan.loud.get(w, 0.0) for w in weights)
+
+
+def _banned(plan: Plan, aim: float, share: float) -> tuple[frozenset[str], set[str]]:
+    """Tensors that are not quantized and nodes whose weight is not, so that the sum of the rest is quiet enough."""
+    readers = {w: n for n, w in _weights(plan).items()}
+    both = {("tensor", g): v for g, v in plan.noise.items()}
+    both |= {("weight", w): v for w, v in plan.loud.items() if w in readers}
+    keys = {f"{kind} {name}": (kind, name) for kind, name in both}
+    chosen = [keys[k] for k in sensitivity.loudest({f"{a} {b}": v for (a, b), v in both.items()}, aim, share)]
+    groups = plan.full.groups()
+    spared = {t.name for n in plan.kept for t in (*plan.able[n].outputs, *plan.able[n].inputs)}
+    tensors = frozenset(t for kind, g in chosen if kind == "tensor" for t in groups[g] if t not in spared)
+    return tensors, {readers[w] for kind, w in chosen if kind == "weight"} - plan.kept
+
+
+def _with_makers(plan: Plan, able: Mapping[str, gs.Node], nodes: set[str]) -> set[str]:
+    """Without activations whose maker, into which they would have folded, stays float."""
+    assert plan.base is not None
+    makers = {r.inputs[0].name: r for r in able.values() if r.op in ("Relu", "Clip")}
+    inner = {n for n, d in plan.full.decisions.items() if d.how == "float"}
+    orphans = {
+        r.name
+        for t, r in makers.items()
+        if t in inner and r.inputs[0].inputs and r.inputs[0].inputs[0].name not in nodes
+    }
+    return nodes - orphans
+
+
+def recipe(plan: Plan, nodes: frozenset[str]) -> Recipe:
+    """Placement, scales and weights of a set of nodes."""
+    assert plan.base is not None and plan.stats is not None
+    return plan.stats.recipe(plan.base, placement.place(plan.base, nodes, plan.target))
+
+
+def build(plan: Plan, nodes: frozenset[str]) -> Model:
+    """A new model with these nodes in integers."""
+    model = start(plan, nodes)
+    insert.insert(model, recipe(plan, nodes))
+    return model
+
+
+def start(plan: Plan, nodes: frozenset[str]) -> Model:
+    """A copy of the float model, as it is before these nodes become integers."""
+    assert plan.base is not None
+    model = plan.base.copy()
+    outliers.restore(model, plan.divided, nodes)
+    return model
