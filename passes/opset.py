@@ -27,12 +27,21 @@ def raised(model: Model, feeds: Feeds | None, version: int = PER_CHANNEL) -> tup
     try:
         proto = onnx.version_converter.convert_version(ir.to_proto(model), version)
         proto.ir_version = max(proto.ir_version, model.header.ir_version, 7)
+        _unlist(proto, model)
         new = ir.from_proto(proto)
         new.header = replace(model.header, opsets=new.header.opsets, ir_version=new.header.ir_version)
         why = _differs(model, new, feeds) if feeds is not None else ""
     except Exception as error:  # the converter raises whatever its C++ part throws
         return None, f"raising the opset to {version} failed: {str(error).strip().splitlines()[0][:160]}"
     return (None, why) if why else (new, "")
+
+
+def _unlist(proto: onnx.ModelProto, model: Model) -> None:
+    """Take constants out of the inputs, where IR versions below 4 list them: later ones would read them as defaults."""
+    constants = {c.name for c in proto.graph.initializer} - set(model.header.defaults)
+    kept = [i for i in proto.graph.input if i.name not in constants]
+    del proto.graph.input[:]
+    proto.graph.input.extend(kept)
 
 
 def _differs(model: Model, new: Model, feeds: Feeds) -> str:

@@ -217,6 +217,19 @@ def test_bf16_raises_an_old_opset():
     assert sqnr(model, new, images(4)) > 45
 
 
+def test_constants_that_an_old_version_lists_as_inputs_stay_constants():
+    """IR 3 lists every initializer as an input; raised, the same list would make them defaults of inputs."""
+    proto = ir.to_proto(cnn(opset=11))
+    proto.ir_version = 3
+    for held in proto.graph.initializer:
+        proto.graph.input.append(onnx.helper.make_tensor_value_info(held.name, held.data_type, held.dims))
+    model = ir.from_proto(proto)
+    tidy(model)
+    new, result = halved(model, images(), Bf16())
+    assert result.did["opset"] == "11 → 13" and [t.name for t in new.graph.inputs] == ["x"]
+    assert not new.header.defaults and sqnr(model, new, images(4)) > 45
+
+
 def test_weaker_stores_less_and_excluded_nodes_keep_theirs():
     model, ctx = cnn(), context(cnn(), images())
     counts = []

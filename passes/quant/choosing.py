@@ -7,7 +7,7 @@ set is run on a few fit feeds, and proposed again with less allowed when it fall
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import onnx_graphsurgeon as gs
@@ -16,14 +16,14 @@ from ...ir import Model
 from ...runtime import Session, latency
 from ...runtime.feeds import wide
 from ..base import Context
-from . import costs, eligible, insert, measured, placement, planning, regions, sensitivity
+from . import costs, eligible, insert, measured, outliers, placement, regions, sensitivity
 from .insert import Recipe
 from .planning import Choice, Plan
 
 PAYS = 1.04  # a region must be this much faster than float in the pairwise timing: its own spread is 1 to 2 %
 SECONDS = 2.0  # of timing for each candidate
 ROUNDS, LOOKED_AT = 4, 4  # tries to hold the floor, and feeds that it is measured on
-MISSED = 3.0  # dB below the floor beyond which a set is not taken at all
+MISSED = 3.0  # dB below the floor beyond which a set is not used
 BORDERS = (0.5, 1.0, 2.0, 4.0)  # factors on the cost of conversions: many small regions, few large ones
 CHEAP, DEAR = -2.0, 10.0  # decades of the price of noise
 HALVINGS = 12  # of that range
@@ -44,11 +44,9 @@ def choose(plan: Plan, model: Model, ctx: Context, compute: str, floor_db: float
 def _fastest(plan: Plan, model: Model, ctx: Context, compute: str, floor_db: float, share: float) -> Choice:
     if compute != "all" and ctx.target.native and not plan.costs:
         plan.costs = _measured(plan, ctx)
-    found, reached = candidates(plan, ctx, compute, floor_db, share)
+    found = candidates(plan, ctx, compute, floor_db, share)
     if not found:
-        none = "nothing is left to compute in integers"
-        why = none if reached is None else f"integers reach {reached:.0f} dB of the {floor_db:g} asked for"
-        return Choice(frozenset(), None, why)
+        return Choice(frozenset(), None, "nothing is left to compute in integers")
     if compute == "all":
         return found[0]
     if not ctx.target.native:
@@ -63,24 +61,20 @@ def _fastest(plan: Plan, model: Model, ctx: Context, compute: str, floor_db: flo
     return best
 
 
-def candidates(
-    plan: Plan, ctx: Context, compute: str, floor_db: float, share: float
-) -> tuple[list[Choice], float | None]:
-    """Different sets of nodes that hold the floor or nearly do, everything possible first; and the most dB that any set
-    reached, None without sets."""
+def candidates(plan: Plan, ctx: Context, compute: str, floor_db: float, share: float) -> list[Choice]:
+    """Different sets of nodes that hold the floor (where any does), everything possible first."""
     ways: list[tuple[str, Propose]] = [("all", lambda aim: _everything(plan, aim, share))]
     if compute != "all":
         ways += [(f"regions, borders ×{f:g}", _regions(plan, f, share)) for f in BORDERS]
     levels = _Levels(plan, ctx)
     unique: dict[frozenset[str], str] = {}
-    reached = None
     for label, propose in ways:
-        nodes, level = _held(plan, levels, label, propose, floor_db)
+        nodes = _held(plan, levels, label, propose, floor_db)
         if nodes:
-            reached = level if reached is None else max(reached, level)
-            if level >= floor_db - MISSED or plan.kept:
-                unique.setdefault(nodes, label)
-    return [Choice(nodes, None, label, left_out(plan, nodes)) for nodes, label in unique.items()], reached
+            unique.setdefault(nodes, label)
+    loud = {n for n in unique if levels.of(n) < floor_db}
+    kept = [(n, label) for n, label in unique.items() if n not in loud or len(loud) == len(unique)]
+    return [Choice(nodes, None, label, left_out(plan, nodes)) for nodes, label in kept]
 
 
 def left_out(plan: Plan, nodes: frozenset[str]) -> frozenset[str]:
@@ -92,18 +86,31 @@ def left_out(plan: Plan, nodes: frozenset[str]) -> frozenset[str]:
     return frozenset(t for g in loud - kept for t in groups[g])
 
 
-def _held(plan: Plan, levels: _Levels, label: str, propose: Propose, floor_db: float) -> tuple[frozenset[str], float]:
-    """Proposed nodes that hold the floor, the quietest that were tried when none do; and their dB."""
+def _held(plan: Plan, levels: _Levels, label: str, propose: Propose, floor_db: float) -> frozenset[str]:
+    """Proposed nodes that hold the floor with the lowest aim found; the quietest that were tried when none do,
+    unless that is far below."""
     assert plan.base is not None
-    aim, tried = max(plan.aims.get(label, floor_db), floor_db), dict[frozenset[str], float]()
+    aim, low, high = max(plan.aims.get(label, floor_db), floor_db), math.inf, math.inf
+    tried, best = dict[frozenset[str], float](), None
     for _ in range(ROUNDS):
-        plan.aims[label] = aim
         nodes = frozenset(regions.only_useful(plan.base, propose(aim), plan.target))
         tried[nodes] = levels.of(nodes)
         if tried[nodes] >= floor_db:
-            return nodes, tried[nodes]
-        aim += floor_db - tried[nodes] + 0.5
-    return max(tried.items(), key=lambda pair: pair[1])
+            best, high = nodes, aim
+        else:
+            low = max(aim, min(_db(_noise(plan, nodes)), high))
+        if low == math.inf:
+            break
+        aim = (low + high) / 2 if best is not None else low + floor_db - tried[nodes] + 0.5
+    plan.aims[label] = min(high, aim)
+    if best is None:
+        best = max(tried, key=lambda n: tried[n])
+        return best if tried[best] >= floor_db - MISSED or plan.kept else frozenset()
+    return best
+
+
+def _db(noise: float) -> float:
+    return -10 * math.log10(max(noise, 1e-30))
 
 
 class _Levels:
@@ -120,7 +127,7 @@ class _Levels:
             assert self.plan.base is not None
             self.plain = self.plain or self._outputs(self.plan.base)
             noise = sensitivity.noise_of(self.plain, self._outputs(build(self.plan, nodes)))
-            self.known[nodes] = -10 * math.log10(max(noise, 1e-30))
+            self.known[nodes] = _db(noise)
         return self.known[nodes]
 
     def _outputs(self, model: Model) -> list[dict[str, Any]]:
@@ -188,7 +195,7 @@ def _tolls(plan: Plan, price: float) -> regions.Tolls:
     total = sum((known.get(n) or costs.of(node, plan.stats.shapes))[0] for n, node in plan.able.items())
 
     def toll(noise: float) -> float:
-        return min(price * min(noise, 1e9), 4.0) * total  # beyond the price of everything, more says nothing
+        return min(price * noise, 4.0) * total  # beyond the price of everything, more says nothing
 
     spared = {t.name for n in plan.kept for t in (*plan.able[n].outputs, *plan.able[n].inputs)}
     group = {t: d.group for t, d in plan.full.decisions.items() if d.how != "float" and t not in spared}
@@ -202,7 +209,7 @@ def _weights(plan: Plan) -> dict[str, str]:
     return {n: node.inputs[1].name for n, node in plan.able.items() if eligible.is_linear(node)}
 
 
-def _noise(plan: Plan, nodes: set[str]) -> float:
+def _noise(plan: Plan, nodes: Collection[str]) -> float:
     """Sum of what the tensors and weights of these nodes make alone."""
     assert plan.base is not None
     placed = placement.place(plan.base, nodes, plan.target)
@@ -245,6 +252,14 @@ def recipe(plan: Plan, nodes: frozenset[str]) -> Recipe:
 
 def build(plan: Plan, nodes: frozenset[str]) -> Model:
     """A new model with these nodes in integers."""
-    model = planning.start(plan, nodes)
+    model = start(plan, nodes)
     insert.insert(model, recipe(plan, nodes))
+    return model
+
+
+def start(plan: Plan, nodes: frozenset[str]) -> Model:
+    """A copy of the float model, as it is before these nodes become integers."""
+    assert plan.base is not None
+    model = plan.base.copy()
+    outliers.restore(model, plan.divided, nodes)
     return model

@@ -103,7 +103,7 @@ def make(
         noise = tuning.tune(base, full, stats, noise, ctx.fit, ctx)
     loud = sensitivity.measure_weights(base, rounded, ctx.fit, ctx)
     kept = frozenset(n for n in nodes if overrides.of(n) == "int8")
-    tail = tuple(n for n in able if n not in nodes)
+    tail = tuple(n for n in able if n not in nodes and n not in {d.node for d in divided})
     chosen = {n: able[n] for n in nodes}
     return Plan(
         base, ctx.target, "", chosen, full, stats, noise, loud, rounded, {}, kept, tail, factors, divided, skips
@@ -161,11 +161,3 @@ def between(model: Model, able: Mapping[str, gs.Node]) -> set[str]:
     """The linear nodes and what lies between them."""
     linear = [n for n, node in able.items() if eligible.is_linear(node)]
     return placement.between(model, able, linear)
-
-
-def start(plan: Plan, nodes: frozenset[str]) -> Model:
-    """A copy of the float model, as it is before these nodes become integers."""
-    assert plan.base is not None
-    model = plan.base.copy()
-    outliers.restore(model, plan.divided, nodes)
-    return model

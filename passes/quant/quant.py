@@ -130,7 +130,7 @@ class Quant(LossyPass):
     def _computed(self, model: Model, plan: Plan, choice: Choice, ctx: Context) -> PassResult:
         """Integer kernels at the chosen nodes, storage for the rest."""
         assert plan.base is not None and plan.stats is not None
-        fresh, before = planning.start(plan, choice.nodes), model.opset
+        fresh, before = choosing.start(plan, choice.nodes), model.opset
         model.graph, model.header = fresh.graph, fresh.header
         model.__dict__.pop("_namer", None)
         recipe = choosing.recipe(plan, choice.nodes)

@@ -1,8 +1,7 @@
 """Ranges of the loudest tensors, chosen by the error of the outputs instead of their own.
 
 A range that loses least of a tensor may clip just what the outputs hang on: detections are outliers. One session holds
-every loud group with a switch and its scale and zero point as inputs, so that a range is tried by feeding it. What is
-found on a few feeds must prove itself on others: where a tensor has few values, three feeds do not show its largest.
+every loud group with a switch and its scale and zero point as inputs, so that a range is tried by feeding it.
 """
 
 from __future__ import annotations
@@ -21,9 +20,10 @@ from .calibrate import Scale
 from .placement import Placement
 from .statistics import Statistics
 
-LOUDEST, FEEDS, JUDGES = 16, 3, 16  # groups; feeds that a range is sought on, and that it is judged on
+LOUDEST, FEEDS = 16, 6
 PART = 0.01  # of all noise: quieter groups are left as they are
 BETTER = 0.9  # of the noise before: less gained on so few feeds is chance
+PATIENCE = 2.0  # times the tensor's own least noise, over all feeds: a range that clips more was fitted to those few
 MOVES = 8  # of one end in one direction, for as long as each gains
 USUAL = 8  # runs a group: most gain nothing
 BUDGET = 3 * 10**11  # multiply-accumulates spent on this: about ten seconds
@@ -36,17 +36,13 @@ def tune(
 ) -> dict[str, float]:
     """Put better ranges into `stats.limits`; returns the noise with these, loudest first."""
     runs = BUDGET // max(int(cost.of(model, stats.shapes).macs), 10**6)
-    judges = feeds.spread(JUDGES)
-    most = runs // (FEEDS * USUAL + 2 * len(judges))
-    groups = {g: placement.groups()[g] for g in _loud(placement, stats, noise, most)}
+    groups = {g: placement.groups()[g] for g in _loud(placement, stats, noise, runs // (FEEDS * USUAL))}
     found = dict(noise)
     if groups:
         trial = _Trial(model, groups, stats, feeds, ctx)
         for group in ctx.progress(list(groups), "ranges of the loudest", len(groups)):
-            before = stats.ends(placement, group)
-            ends = _descend(trial, group, [stats.seen[n] for n in groups[group]], before)
-            level = trial.left(group, before, ends, judges) if ends is not None else 1.0
-            if ends is not None and level < BETTER:
+            ends, level = _descend(trial, group, [stats.seen[n] for n in groups[group]], stats.ends(placement, group))
+            if ends is not None:
                 stats.limits.update(dict.fromkeys(groups[group], ends))
                 found[group] *= level
     return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
@@ -65,20 +61,22 @@ def _loud(placement: Placement, stats: Statistics, noise: Mapping[str, float], m
     return sorted(free, key=lambda g: (-noise[g], g))[: min(most, LOUDEST)]
 
 
-def _descend(trial: _Trial, group: str, seen: Sequence[calibrate.Seen], ends: Ends) -> Ends | None:
-    """The best range found by moving first the upper end, then the lower; None when nothing is clearly better."""
-    extremes = calibrate.minmax(seen)
+def _descend(trial: _Trial, group: str, seen: Sequence[calibrate.Seen], ends: Ends) -> tuple[Ends | None, float]:
+    """The best range found by moving first the upper end, then the lower, and what part of the noise it leaves; None
+    when nothing is clearly better."""
+    extremes, own = calibrate.minmax(seen), PATIENCE * trial.own(seen, ends)
     first = least = trial.noise(group, ends)
     best = ends
     for side in (1, 0):
         for way in (_outward, _inward):
             for _ in range(MOVES):
                 moved = way(best, extremes, side)
-                level = trial.noise(group, moved) if _differs(moved, best) else least
+                worth = _differs(moved, best) and trial.own(seen, moved) <= own
+                level = trial.noise(group, moved) if worth else least
                 if level >= least:
                     break
                 best, least = moved, level
-    return best if least < BETTER * first else None
+    return (best, least / first) if least < BETTER * first else (None, 1.0)
 
 
 def _outward(ends: Ends, extremes: Ends, side: int) -> Ends:
@@ -130,20 +128,14 @@ class _Trial:
         kinds = (np.bool_, np.float32, scale.dtype)
         return {n: np.asarray(v, k) for n, v, k in zip(names, (on, scale.scale, scale.zero), kinds)}
 
-    def _on(self, group: str, ends: Ends) -> dict[str, np.ndarray]:
-        scale = calibrate.to_scale(*ends, self.settings.activation, self.settings.symmetric)
-        return {**self.off, **self._fed(self.inputs[group], True, scale)}
+    def _scale(self, ends: Ends) -> Scale:
+        return calibrate.to_scale(*ends, self.settings.activation, self.settings.symmetric)
+
+    def own(self, seen: Sequence[calibrate.Seen], ends: Ends) -> float:
+        """Expected squared error of the tensors themselves."""
+        return sum(calibrate.expected_noise(s, self._scale(ends))[1] for s in seen)
 
     def noise(self, group: str, ends: Ends) -> float:
         """At the outputs, with this group alone quantized in the range."""
-        on = self._on(group, ends)
+        on = {**self.off, **self._fed(self.inputs[group], True, self._scale(ends))}
         return sensitivity.noise_of(self.plain, [self.session.run({**feed, **on}) for feed in self.feeds])
-
-    def left(self, group: str, before: Ends, after: Ends, feeds: Feeds) -> float:
-        """What part of the noise a range leaves of another's, on these feeds; one feed's outputs at a time."""
-        sums = np.zeros(2)
-        for feed in feeds:
-            plain = [self.session.run({**feed, **self.off})]
-            for k, ends in enumerate((before, after)):
-                sums[k] += sensitivity.noise_of(plain, [self.session.run({**feed, **self._on(group, ends)})])
-        return float(sums[1] / sums[0]) if sums[0] > 0 else 1.0
