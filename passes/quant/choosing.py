@@ -22,7 +22,7 @@ from .planning import Choice, Plan
 
 PAYS = 1.04  # a region must be this much faster than float in the pairwise timing: its own spread is 1 to 2 %
 SECONDS = 2.0  # of timing for each candidate
-ROUNDS, LOOKED_AT = 4, 4  # tries to hold the floor, and feeds that it is measured on
+ROUNDS, LOOKED_AT = 4, 8  # tries to hold the floor, and feeds that it is measured on
 BORDERS = (0.5, 1.0, 2.0, 4.0)  # factors on the cost of conversions: many small regions, few large ones
 CHEAP, DEAR = -2.0, 10.0  # decades of the price of noise
 HALVINGS = 12  # of that range

@@ -24,7 +24,7 @@ from .rounding import Rounded
 from .statistics import Statistics
 
 MEASURED = 48  # groups that are run; the others have less noise of their own
-FEEDS = 2  # for tensors; weights are looked at on one, as their error is the same for every input
+FEEDS = 4  # for tensors; weights are looked at on one, as their error is the same for every input
 Changed = Callable[[], dict[str, np.ndarray]]
 
 
