@@ -24,6 +24,7 @@ PAYS = 1.04  # a region must be this much faster than float in the pairwise timi
 SECONDS = 2.0  # of timing for each candidate
 ROUNDS, LOOKED_AT = 4, 8  # tries to hold the floor, and feeds that it is measured on
 BORDERS = (0.5, 1.0, 2.0, 4.0)  # factors on the cost of conversions: many small regions, few large ones
+CLOSE, FARTHEST = 0.5, 10.0  # dB above the floor that are not worth another try, and that are tried at once
 CHEAP, DEAR = -2.0, 10.0  # decades of the price of noise
 HALVINGS = 12  # of that range
 Propose = Callable[[float], set[str]]
@@ -88,18 +89,21 @@ def left_out(plan: Plan, nodes: frozenset[str]) -> frozenset[str]:
 def _held(plan: Plan, levels: _Levels, label: str, propose: Propose, floor_db: float) -> frozenset[str]:
     """Proposed nodes that hold the floor with the lowest aim found; the quietest that were tried when none do."""
     assert plan.base is not None
-    aim, low, high = max(plan.aims.get(label, floor_db), floor_db), math.inf, math.inf
+    aim, low, high = max(plan.aims.get(label, floor_db), floor_db), -math.inf, math.inf
     tried, best = dict[frozenset[str], float](), None
     for _ in range(ROUNDS):
         nodes = frozenset(regions.only_useful(plan.base, propose(aim), plan.target))
-        tried[nodes] = levels.of(nodes)
-        if tried[nodes] >= floor_db:
-            best, high = nodes, aim
-        else:
+        spare = levels.of(nodes) - floor_db
+        tried[nodes] = spare
+        if spare < 0:
             low = max(aim, min(_db(_noise(plan, nodes)), high))
-        if low == math.inf:
+            aim = low - spare + 0.5 if best is None else (low + high) / 2
+        elif nodes == best or spare < CLOSE:
+            best, high = nodes, aim
             break
-        aim = (low + high) / 2 if best is not None else low + floor_db - tried[nodes] + 0.5
+        else:
+            best, high = nodes, aim
+            aim = (low + high) / 2 if low > -math.inf else high - min(spare, FARTHEST)
     plan.aims[label] = min(high, aim)
     return max(tried, key=lambda n: tried[n]) if best is None else best
 
