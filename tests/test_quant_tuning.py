@@ -68,9 +68,9 @@ def test_regions_that_hold_the_floor_are_proposed_and_their_noise_falls_with_the
     noises = [choosing._noise(plan, propose(aim)) for aim in (0.0, 40.0, 50.0, 60.0)]
     assert noises == sorted(noises, reverse=True) and noises[-1] <= 1e-6 < noises[0]
     for floor in (20.0, 38.0):
-        for choice in choosing.candidates(plan, ctx, "auto", floor, 0.0)[0]:
+        for choice in choosing.candidates(plan, ctx, "auto", floor, 0.0):
             assert choosing._Levels(plan, ctx).of(choice.nodes) >= floor
-    loud = choosing.candidates(plan, ctx, "auto", 38.0, 0.0)[0][0]
+    loud = choosing.candidates(plan, ctx, "auto", 38.0, 0.0)[0]
     assert loud.banned <= set(plan.full.quantized())
     placed = placement.place(plan.base, loud.nodes, plan.target)
     assert not loud.banned & set(placed.quantized())
