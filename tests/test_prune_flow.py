@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from onnxslim_opt.passes.prune import Prune, dead, groups
+from onnxslim_opt.passes.prune import sizes as prune_sizes
 from onnxslim_opt.passes.prune.cut import cut
 from prune_nets import NETS, NORMED, Net, attention, branched, image, residual
 from prune_twin import check, distance, run
@@ -98,6 +99,25 @@ def test_users_of_a_shared_weight_lose_the_same_columns() -> None:
     _, small, _ = check(model, image(2, 4, 6))
     first, _, third, _ = sizes(small, "MatMul")
     assert first[0] == 6 and first[1] == third[1] < 8
+
+
+def test_only_what_tells_a_size_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    n = Net(x=["N", 3, 6, 6])
+    shape = n.op("Shape", "x")
+    target = n.op("Where", n.op("Greater", shape, n.ints(0)), shape, shape)
+    a = n.op("Concat", "x", n.op("Expand", n.weight(1, 3, 1, 1), target), axis=1)
+    model = n.head(n.conv(n.conv(a, 6, 8), 8, 8), 8)
+    ran: list[int] = []
+
+    class Counting(prune_sizes.Session):
+        def __init__(self, part: ir.Model, **options: Any) -> None:
+            ran.append(sum(1 for _ in part.nodes()))
+            super().__init__(part, **options)
+
+    monkeypatch.setattr(prune_sizes, "Session", Counting)
+    found = groups(model, image(2, 3, 6, 6))
+    assert ran and max(ran) <= 5
+    assert len(found.units) == 16
 
 
 PINS = {
