@@ -221,7 +221,7 @@ class Prune(LossyPass):
             graph_order.sort(model)
             fitted = refit(model, plan.layers, plan.feeds, plan.goals, self._kept(plan, gone), ctx, plan.ridges)
         did = {"channels removed": len(gone), "of": len(plan.groups.units), "layers refitted": fitted}
-        return PassResult(True, did, skipped)
+        return PassResult(True, did, skipped, {"contest": plan.contest} if plan.contest else {})
 
     def _gone(self, plan: Plan, strength: float, ctx: Context) -> np.ndarray:
         if self.lossless or plan.held_back:
