@@ -1,17 +1,20 @@
 """Metric against MACs: `prune` beside L1 magnitudes without a refit. Labels are seen by the metric only.
 
-    python benchmarks/prune_curves.py --out DIR [--macs 0.1,0.2,0.3,0.5] [--picture] [NAME ...]
+    python benchmarks/prune_curves.py --out DIR [--macs 0.1,0.2,0.3,0.5] [--round-to N] [NAME ...]
+    python benchmarks/prune_curves.py --out DIR --picture
 
-Models and tasks are those of `run.py` that have labels. Writes DIR/curves.md as it goes, and with --picture
-(matplotlib, the `bench` extra) DIR/curves.png.
+Models and tasks are those of `run.py` that have labels. Every model's points go to DIR/NAME.json as they are measured,
+and DIR/curves.md is made from all of these; with --picture nothing is measured, and DIR/curves.svg is drawn from them
+(matplotlib, the `bench` extra).
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import json
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,7 @@ from run import Task, module, tasks
 from onnxslim_opt import ir
 
 WAYS: dict[str, dict[str, Any]] = {"prune": {}, "l1, no refit": {"criterion": "l1", "refit": False}}
+ACROSS = 3  # panels in a row
 
 
 @dataclass(frozen=True)
@@ -68,8 +72,8 @@ def tidy(model: ir.Model) -> None:
     ir.verify.check(model)
 
 
-def points(task: Task, amounts: list[float], round_to: int | None) -> list[Point]:
-    """Every amount in every way, the model itself first."""
+def points(task: Task, amounts: list[float], round_to: int | None, path: Path) -> None:
+    """Every amount in every way, the model itself first; written as they come."""
     known = module(task.tasks)
     data, metric = getattr(known, task.data), getattr(known, str(task.metric))
     model, ctx = simplified(task, data)
@@ -78,13 +82,13 @@ def points(task: Task, amounts: list[float], round_to: int | None) -> list[Point
     for way, options in WAYS.items():
         for asked in amounts:
             start, small = time.perf_counter(), model.copy()
-            Prune(macs=asked, round_to=round_to, **options).run(small, ctx)
+            result = Prune(macs=asked, round_to=round_to, **options).run(small, ctx)
             tidy(small)
             seconds, after = time.perf_counter() - start, ir.cost.of(small)
             shares = 1 - after.macs / before.macs, 1 - after.params / before.params
             found.append(Point(task.name, way, asked, *shares, judged(small, metric), seconds))
-            print(found[-1], flush=True)
-    return found
+            print(found[-1], dict(result.details), flush=True)
+            path.write_text(json.dumps([asdict(p) for p in found], indent=1))
 
 
 def table(found: list[Point]) -> str:
@@ -107,17 +111,22 @@ def picture(found: list[Point], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    pyplot.rcParams.update({"svg.hashsalt": "curves", "font.size": 8})
     models = list(dict.fromkeys(p.model for p in found))
-    figure, panels = pyplot.subplots(1, len(models), figsize=(3.2 * len(models), 2.8), squeeze=False)
-    for panel, model in zip(panels[0], models):
+    rows = -(-len(models) // ACROSS)
+    figure, panels = pyplot.subplots(rows, ACROSS, figsize=(9, 2.5 * rows), squeeze=False)
+    for panel, model in zip(panels.flat, models):
         base = next(p for p in found if p.model == model and not p.asked)
         for way in WAYS:
-            line = [base, *(p for p in found if p.model == model and p.way == way)]
-            panel.plot([100 * p.macs for p in line], [p.metric for p in line], marker="o", label=way)
+            line = [base, *sorted((p for p in found if p.model == model and p.way == way), key=lambda p: p.macs)]
+            panel.plot([100 * p.macs for p in line], [p.metric for p in line], marker="o", markersize=3, label=way)
         panel.set(title=model, xlabel="MACs removed, %", ylabel="metric")
-        panel.legend(fontsize="small")
+        panel.set_ylim(bottom=0)
+    for panel in panels.flat[len(models) :]:
+        panel.set_visible(False)
+    panels[0][0].legend()
     figure.tight_layout()
-    figure.savefig(path, dpi=80)
+    figure.savefig(path, metadata={"Date": None})
 
 
 def main() -> None:
@@ -127,17 +136,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--macs", default="0.1,0.2,0.3,0.5", help="shares of the MACs to remove")
     parser.add_argument("--round-to", type=int, help="channel multiple; the target's when not given")
-    parser.add_argument("--picture", action="store_true", help="draw curves.png (needs matplotlib)")
+    parser.add_argument("--picture", action="store_true", help="draw what was measured (needs matplotlib)")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
-    amounts, found = [float(a) for a in given.macs.split(",")], list[Point]()
-    for task in tasks():
+    amounts = [float(a) for a in given.macs.split(",")]
+    for task in [] if given.picture else tasks():
         if task.metric and (not given.names or task.name in given.names):
-            found += points(task, amounts, given.round_to)
-            text = f"Measured {datetime.date.today()}; metric (MACs removed).\n\n{table(found)}\n"
-            (given.out / "curves.md").write_text(text)
-    if given.picture and found:
-        picture(found, given.out / "curves.png")
+            points(task, amounts, given.round_to, given.out / f"{task.name}.json")
+    found = [Point(**p) for path in sorted(given.out.glob("*.json")) for p in json.loads(path.read_text())]
+    text = f"Measured {datetime.date.today()}; metric (MACs removed).\n\n{table(found)}\n"
+    (given.out / "curves.md").write_text(text)
+    if given.picture:
+        picture(found, given.out / "curves.svg")
     print(table(found))
 
 

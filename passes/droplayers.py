@@ -1,14 +1,15 @@
 """Whole residual blocks taken out: those that the outputs miss least, their part taken over by the layer before.
 
 A block is an Add one of whose summands is made from the other; without it the other summand is the sum. Influence is
-the error of the outputs in a trial without the block, measured again as blocks go (lazy greedy).
+the error of the outputs in a trial without the block, where the layer before it is fitted to take its part over,
+measured again as blocks go (lazy greedy).
 """
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,7 +21,8 @@ from ..ir.errors import OptionError
 from ..ir.order import reads
 from .base import Context, LossyPass, PassResult, Skip
 from .prune import plan as planning
-from .prune.layers import Layer, layers, matrix
+from .prune.layers import layers, matrix
+from .prune.neighbours import Neighbours, goals
 from .prune.refit import refit
 from .prune.sensitivity import spare
 from .prune.trial import Trials
@@ -95,18 +97,10 @@ class DropLayers(LossyPass):
     def _refit(self, original: Model, model: Model, gone: Sequence[Block], ctx: Context) -> int:
         feeds, found = planning.fitting_feeds(ctx), layers(model)
         takes = takers(original, gone)
-        goals = planning.goals(original, [_aimed(x, takes) for x in found], feeds, ctx)
+        aims = goals(original, found, takes, feeds, ctx)
         nodes = {n.name: n for n in model.graph.nodes}
         kept = {x.node: np.ones(int(np.prod(matrix(nodes[x.node]).shape[:2])), bool) for x in found}
-        return refit(model, found, feeds, goals, kept, ctx)
-
-
-def _aimed(layer: Layer, takes: Mapping[str, str]) -> Layer:
-    """A layer whose goal is the sum behind the dropped blocks that follow it."""
-    goal = layer.witness
-    while goal in takes:
-        goal = takes[goal]
-    return replace(layer, witness=goal)
+        return refit(model, found, feeds, aims, kept, ctx)
 
 
 def takers(original: Model, gone: Sequence[Block]) -> dict[str, str]:
@@ -146,16 +140,21 @@ def ranked(model: Model, found: Sequence[Block], most: int, ctx: Context) -> lis
     """The blocks whose loss adds least to the error of what already went, one by one."""
     feeds = spare(model, 2 * len(found), planning.fitting_feeds(ctx))
     nodes = {n.name: n for n in model.graph.nodes}
+    beside = (
+        Neighbours(model, takers(model, found), planning.fitting_feeds(ctx), ctx) if ctx.source != "random" else None
+    )
     masked = [(b.node, b.branch, len(nodes[b.node].outputs[0].shape) - 1, 1) for b in found]
-    trials = Trials(model, [], masked, feeds, ctx.workers)
+    trials = Trials(model, beside.layers if beside else [], masked, feeds, ctx.workers)
     gone: dict[str, Any] = {}
 
     def error(k: int) -> float:
-        return trials.error({}, {**gone, found[k].node: np.zeros(1)})
+        takes = takers(model, [*chosen, found[k]])
+        changes = beside.changes(takes) if beside else {}
+        return trials.error(changes, {**gone, found[k].node: np.zeros(1)})
 
+    chosen: list[Block] = []
     queue = [(error(k), k, 0) for k in ctx.progress(range(len(found)), "blocks", len(found))]
     heapq.heapify(queue)
-    chosen: list[Block] = []
     while queue and len(chosen) < most:
         _, k, known = heapq.heappop(queue)
         if known < len(gone):  # measured before others went: again, and back among the others

@@ -1,31 +1,42 @@
 """Weights set to zero, any or N of every M, chosen and made up for by second-order statistics.
 
 Column by column, a weight that goes costs w² / [H⁻¹]ⱼⱼ, and the columns after it take its part over (Optimal Brain
-Surgeon; SparseGPT, arXiv 2301.00774), H the covariance of the layer's input. What the mean loses goes into the bias.
+Surgeon; SparseGPT, arXiv 2301.00774), H the covariance of the layer's input. Layers are taken level by level: each is
+first fitted to what the original puts out, on the inputs that the layers with zeros before it give, and then gets its
+own zeros. What the mean loses goes into the bias.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from ..ir import Model, edit
+from ..ir import Model
 from ..ir.errors import OptionError
-from ..runtime import moments
-from ..runtime.moments import Moment
+from ..runtime.feeds import Feeds
 from .base import Context, LossyPass, PassResult, Skip
+from .prune import plan as planning
 from .prune.layers import Layer, layers, matrix, store
+from .prune.refit import refit
+from .prune.stats import WIDEST, Sums, Target
 
 Array = np.ndarray
 DEFAULT = 0.5  # share of the weights at strength 1 when nobody says
 BLOCK = 128  # columns whose zeros are chosen together
 RIDGE = 1e-2  # of the mean of the diagonal
-WIDEST = 6144  # columns whose covariance is inverted (8 · K² bytes, twice)
-FEEDS = 256  # feeds that statistics look at, at most
+
+
+@dataclass
+class Plan:
+    """The layers that may get zeros, what the original puts out there, and the feeds (none: no real data)."""
+
+    layers: list[Layer]
+    goals: Mapping[str, Target] = field(default_factory=dict)
+    feeds: Feeds | None = None
 
 
 @dataclass(frozen=True)
@@ -66,30 +77,43 @@ class Sparsify(LossyPass):
         """Whether ratio or nm says how much."""
         return self.ratio is not None or self.nm is not None
 
-    def plan(self, model: Model, ctx: Context) -> list[Layer]:
-        """The layers that may get zeros. Statistics stream in `apply`, since they would fill the memory."""
+    def plan(self, model: Model, ctx: Context) -> Plan:
+        """The layers that may get zeros, and what they put out."""
         ctx.note("sparsify: ONNX Runtime on CPUs does not skip zeros: the model gets no faster, its file no smaller")
+        nodes = {n.name: n for n in model.graph.nodes}
+        found = [x for x in layers(model) if not ctx.excluded(nodes[x.node])]
         if ctx.source == "random":
             ctx.note("sparsify: no real data was given; weights go by magnitude, nothing makes up for them")
-        nodes = {n.name: n for n in model.graph.nodes}
-        return [x for x in layers(model) if not ctx.excluded(nodes[x.node])]
+            return Plan(found)
+        feeds = planning.fitting_feeds(ctx)
+        return Plan(found, planning.goals(model, found, feeds, ctx), feeds)
 
-    def apply(self, model: Model, plan: list[Layer], strength: float, ctx: Context) -> PassResult:
+    def apply(self, model: Model, plan: Plan, strength: float, ctx: Context) -> PassResult:
         """Set zeros: this share of the ratio, or the pattern in this share of the layers, the largest last."""
         nodes, pattern = {n.name: n for n in model.graph.nodes}, self._pattern()
-        skipped = [Skip(x.node, why) for x in plan if (why := _unfit(nodes[x.node], pattern))]
+        skipped = [Skip(x.node, why) for x in plan.layers if (why := _unfit(nodes[x.node], pattern))]
         unfit = {s.node for s in skipped}
-        chosen = [x for x in plan if x.node not in unfit]
+        chosen = [x for x in plan.layers if x.node not in unfit]
         if pattern and strength < 1:
             order = sorted(chosen, key=lambda x: (matrix(nodes[x.node]).size, x.node))
             names = {x.node for x in order[: max(1, round(strength * len(order)))]}
             chosen = [x for x in chosen if x.node in names]
         ratio = strength * (DEFAULT if self.ratio is None else self.ratio)
-        zeros = total = 0
-        for layer, moment in _statistics(model, chosen, ctx):
-            new, bias = sparse(nodes, layer, moment, ratio, pattern)
-            store(model, layer, nodes, new, bias)
-            zeros, total = zeros + int((new == 0).sum()), total + new.size
+        zeros = 0
+
+        def finish(layer: Layer, found: Array, sums: Sums | None) -> Array:
+            nonlocal zeros
+            new = sparse(nodes[layer.node], found, sums, ratio, pattern)
+            zeros += int((new == 0).sum())
+            return new
+
+        if plan.feeds is None:
+            for layer in chosen:
+                store(model, layer, nodes, finish(layer, matrix(nodes[layer.node]).astype(np.float64), None), None)
+        else:
+            kept = {x.node: np.ones(int(np.prod(matrix(nodes[x.node]).shape[:2])), bool) for x in chosen}
+            refit(model, chosen, plan.feeds, plan.goals, kept, ctx, finish=finish)
+        total = sum(matrix(nodes[x.node]).size for x in chosen)
         did = {"weights set to zero": zeros, "of": total, "layers": len(chosen)}
         return PassResult(zeros > 0, did, tuple(skipped))
 
@@ -109,39 +133,17 @@ def _channels(node: gs.Node) -> int:
     return int(node.inputs[1].shape[1]) if node.op == "Conv" else int(matrix(node).shape[2])
 
 
-def _statistics(model: Model, chosen: list[Layer], ctx: Context) -> Any:
-    """(layer, moment or None), with the statistics of the model as it came."""
-    by_node = {x.node: x for x in chosen}
-    if ctx.source == "random":
-        yield from ((x, None) for x in chosen)
-        return
-    feeds = ctx.fit.spread(FEEDS)
-    stream = moments.stream(
-        model.copy(), list(by_node), feeds,
-        memory_mb=ctx.memory_mb // 2, seed=ctx.seed, threads=ctx.workers, progress=ctx.progress,
-    )  # fmt: skip
-    yield from ((by_node[name], moment) for name, moment in stream)
-
-
-def sparse(
-    nodes: Mapping[str, gs.Node], layer: Layer, moment: Moment | None, ratio: float, pattern: tuple[int, int] | None
-) -> tuple[Array, Array | None]:
-    """Weights `[G, M/G, D]` with zeros, and the bias that keeps the outputs' mean (None: as it was)."""
-    node = nodes[layer.node]
-    old = matrix(node).astype(np.float64)
+def sparse(node: gs.Node, old: Array, sums: Sums | None, ratio: float, pattern: tuple[int, int] | None) -> Array:
+    """Weights `[G, M/G, D]` with zeros; sums: over rows of their inputs (None: zeros by magnitude)."""
     order = _input_channels_last(node, old.shape[2])
     back, new = np.argsort(order), np.empty_like(old)
     for g, weight in enumerate(old):
-        covariance, spread = _covariance(moment, g, len(old))
+        covariance, spread = _covariance(sums, g, old.shape[2])
         if covariance is None:
             new[g] = magnitudes(weight[:, order], spread[order], ratio, pattern)[:, back]
         else:
             new[g] = surgeon(weight[:, order], covariance[np.ix_(order, order)], ratio, pattern)[:, back]
-    if moment is None or layer.bias is None:
-        return new, None
-    shift = np.einsum("gmd,gd->gm", old - new, moment.mean.reshape(len(old), -1)).reshape(-1)
-    present = edit.const(nodes[layer.bias[0]], layer.bias[1])
-    return new, shift + (0.0 if present is None else present)
+    return new
 
 
 def _input_channels_last(node: gs.Node, width: int) -> Array:
@@ -150,17 +152,15 @@ def _input_channels_last(node: gs.Node, width: int) -> Array:
     return np.arange(width).reshape(channels, -1).T.reshape(-1)
 
 
-def _covariance(moment: Moment | None, group: int, groups: int) -> tuple[Array | None, Array]:
+def _covariance(sums: Sums | None, group: int, width: int) -> tuple[Array | None, Array]:
     """Covariance of a group's inputs, or None where there is none or it is too wide; and the variances."""
-    if moment is None:
-        return None, np.ones(1 << 20)  # magnitudes: every input counts alike
-    if moment.width > WIDEST and moment.X is not None:
-        rows = moment.X.reshape(groups, -1, moment.width)[group]
-        return None, rows.var(0, dtype=np.float64)
-    mean = moment.mean.reshape(groups, -1)[group]
-    second = moment.second.reshape(groups, moment.width, moment.width)[group]
-    covariance = second - np.outer(mean, mean)
-    return (covariance if moment.width <= WIDEST else None), np.diagonal(covariance)
+    if sums is None:
+        return None, np.ones(width)  # magnitudes: every input counts alike
+    mean = sums.x[group] / sums.rows
+    if width > WIDEST:
+        return None, np.maximum(sums.squares[group] / sums.rows - np.square(mean), 0.0)
+    covariance = sums.xx[group] / sums.rows - np.outer(mean, mean)
+    return covariance, np.diagonal(covariance)
 
 
 def magnitudes(weight: Array, spread: Array, ratio: float, pattern: tuple[int, int] | None) -> Array:

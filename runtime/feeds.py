@@ -159,6 +159,11 @@ class Feeds:
         """At most n feeds, evenly spaced over all."""
         return self._view(spaced(self._known(), n))
 
+    def pick(self, at: Sequence[int]) -> Feeds:
+        """The feeds at these positions, in this order."""
+        known = self._known()
+        return self._view([known[k] for k in at])
+
     def split(self, check: float = 0.25, *, interleaved: bool = True) -> tuple[Feeds, Feeds]:
         """(fit, check): disjoint and deterministic, both non-empty, about `check` of the feeds in the second.
 

@@ -94,7 +94,7 @@ def rows(geo: Geometry, x: np.ndarray, positions: np.ndarray) -> np.ndarray:
         return np.asarray(flat[positions], np.float32)[None]
     sizes = _output_sizes(geo, x.shape[2:])
     where = np.unravel_index(positions, (x.shape[0], *sizes))
-    padded = np.pad(x, [(0, 0), (0, 0), *_pads(geo, x.shape[2:])])
+    padded = np.pad(x, [(0, 0), (0, 0), *pads(geo, x.shape[2:])])
     spans = tuple((k - 1) * d + 1 for k, d in zip(geo.kernel, geo.dilations))
     axes = tuple(range(2, x.ndim))
     windows = np.lib.stride_tricks.sliding_window_view(padded, spans, axes)
@@ -115,7 +115,8 @@ def targets(geo: Geometry, y: np.ndarray, positions: np.ndarray) -> np.ndarray:
     return picked.reshape(len(positions), geo.groups, -1).transpose(1, 0, 2)
 
 
-def _pads(geo: Geometry, sizes: tuple[int, ...]) -> list[tuple[int, int]]:
+def pads(geo: Geometry, sizes: tuple[int, ...]) -> list[tuple[int, int]]:
+    """(begin, end) by spatial axis for an input of these sizes."""
     if geo.auto_pad in ("NOTSET", ""):
         return list(geo.pads)
     if geo.auto_pad == "VALID":
@@ -129,11 +130,11 @@ def _pads(geo: Geometry, sizes: tuple[int, ...]) -> list[tuple[int, int]]:
 
 
 def _output_sizes(geo: Geometry, sizes: Any) -> tuple[int, ...]:
-    pads = _pads(geo, tuple(sizes))
+    margins = pads(geo, tuple(sizes))
     return tuple(
         (size + a + b - (k - 1) * d - 1) // s + 1
-        for size, (a, b), k, s, d in zip(sizes, pads, geo.kernel, geo.strides, geo.dilations)
+        for size, (a, b), k, s, d in zip(sizes, margins, geo.kernel, geo.strides, geo.dilations)
     )
 
 
-__all__ = ["OPS", "Geometry", "choose", "count", "geometry", "rows", "targets"]
+__all__ = ["OPS", "Geometry", "choose", "count", "geometry", "pads", "rows", "targets"]

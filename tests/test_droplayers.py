@@ -9,7 +9,8 @@ import pytest
 from onnx import helper
 from onnxslim_opt.ir.errors import OptionError
 from onnxslim_opt.passes.base import Context
-from onnxslim_opt.passes.droplayers import DropLayers, blocks
+from onnxslim_opt.passes.droplayers import DropLayers, blocks, takers
+from onnxslim_opt.passes.prune.neighbours import FEEDS, Neighbours, rectifying
 from onnxslim_opt.passes.target import Target
 from onnxslim_opt.runtime import feeds
 from onnxslim_opt.runtime.session import Session
@@ -128,3 +129,36 @@ def test_without_data_nothing_goes_unless_it_is_asked_for() -> None:
 def test_a_count_and_a_ratio_contradict() -> None:
     with pytest.raises(OptionError, match="droplayers"):
         DropLayers(ratio=0.5, count=2)
+
+
+def test_the_layer_before_a_block_is_fitted_to_its_sum() -> None:
+    """Against least squares on all places: the stem, and what comes out of the first block."""
+    model, data = network(False), images()
+    found = feeds.resolve(data, model)
+    ctx = Context(Target(), found, found, found.source, model, None)  # type: ignore[arg-type]
+    takes = takers(model, blocks(model)[:1])
+    change = Neighbours(model, takes, found, ctx).changes(takes)["stem"]
+    few = list(found.spread(FEEDS))
+    seen = [Session(model, outputs=["s1"]).run(f)["s1"] for f in few]
+    padded = [np.pad(f["x"], [(0, 0), (0, 0), (1, 1), (1, 1)]) for f in few]
+    rows = [np.lib.stride_tricks.sliding_window_view(p, (3, 3), (2, 3))[0] for p in padded]
+    x = np.concatenate([r.transpose(1, 2, 0, 3, 4).reshape(64, 27) for r in rows]).astype(np.float64)
+    y = np.concatenate([s[0].reshape(8, 64).T for s in seen])
+    best = np.linalg.lstsq(np.c_[x, np.ones(len(x))], y, rcond=None)[0]
+    np.testing.assert_allclose(change.weights[0], best[:-1].T, atol=0.02 * np.abs(best).max())
+    np.testing.assert_allclose(change.shift, best[-1], atol=0.02 * np.abs(best).max())
+
+
+def test_behind_a_relu_only_what_passes_it_is_asked_for() -> None:
+    own = np.array([2.0, 2.0, -1.0, -1.0, -1.0, 0.0])
+    aim = np.array([3.0, -1.0, -2.0, 0.5, 1.5, 0.2])
+    np.testing.assert_array_equal(rectifying(own, aim), [3.0, 0.0, -1.0, -1.0, 1.5, 0.2])
+
+
+def test_a_quiet_block_behind_a_relu_is_made_up_for() -> None:
+    model, data, fresh = network(True), images(200), images()
+    want = outputs(model, fresh)
+    errors = [
+        float(np.square(outputs(drop(model, data, count=2, refit=r)[0], fresh) - want).mean()) for r in (True, False)
+    ]
+    assert errors[0] < 0.2 * errors[1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from onnxslim_opt.ir.labels import Atoms, join
+from onnxslim_opt.passes.prune import refit, stats
 from onnxslim_opt.passes.prune.layers import layers
 from onnxslim_opt.passes.prune.march import March, Shelf
 from onnxslim_opt.passes.prune.refit import error, solve
@@ -147,3 +148,63 @@ class TestAtoms:
         assert np.array_equal(atoms.resolve(a), atoms.resolve(c))
         assert np.array_equal(atoms.resolve(b), atoms.resolve(d))
         assert join(None, None) is None
+
+
+def test_a_unit_that_comes_back_leaves_no_trace() -> None:
+    x, w = data()
+    curve, again = losses(x, w), losses(x, w)
+    for unit in (2, 5, 1):
+        curve.remove([unit])
+    assert curve.gains([5])[5] > 0
+    for unit in (5, 2, 1):
+        curve.restore(unit)
+    assert np.allclose(curve.inverse, again.inverse, rtol=1e-8) and np.allclose(curve.weight, w, rtol=1e-8)
+    assert curve.losses(range(1, WIDTH + 1)) == pytest.approx(again.losses(range(1, WIDTH + 1)))
+
+
+def test_the_gain_of_a_unit_is_the_loss_that_it_made() -> None:
+    x, w = data()
+    curve = losses(x, w, each=2)
+    curve.remove([2])
+    loss = curve.losses([1])[1]
+    curve.remove([1])
+    assert curve.gains([1])[1] == pytest.approx(loss)
+    assert curve.gains([2])[2] == pytest.approx(
+        least_squares(x[:, 4:], x @ w.T) - least_squares(x[:, 2:], x @ w.T), rel=0.05
+    )
+    refitted = np.linalg.lstsq(x[:, 4:] - x[:, 4:].mean(0), (x - x.mean(0)) @ w.T, rcond=None)[0].T
+    assert np.allclose(curve.fitted[0, :, :4], 0) and np.allclose(curve.fitted[0, :, 4:], refitted, atol=0.05)
+
+
+def test_outputs_count_by_their_emphasis_until_they_go() -> None:
+    x, w = data()
+    curve = losses(x, w)
+    curve.emphasis, curve.rows = np.array([[4.0, 1.0, 0.5, 2.0]]), {9: np.array([0, 3])}
+    without = np.delete(x, 0, 1)
+    each = [least_squares(without, x @ w[[t]].T) for t in range(OUT)]
+    assert curve.losses([1])[1] == pytest.approx(4 * each[0] + each[1] + 0.5 * each[2] + 2 * each[3], rel=0.05)
+    assert curve.concerns(9) and not curve.concerns(10)
+    curve.remove([9])
+    assert curve.losses([1])[1] == pytest.approx(each[1] + 0.5 * each[2], rel=0.05)
+
+
+def test_weighted_sums_are_those_of_repeated_rows() -> None:
+    x, w = data()
+    y = x @ w.T
+    counts = RNG.integers(0, 4, ROWS)
+    weighted, repeated = Sums(), Sums()
+    weighted.add(x[None].astype(np.float32), y[None].astype(np.float32), counts.astype(np.float32))
+    repeated.add(x[None].repeat(counts, 1).astype(np.float32), y[None].repeat(counts, 1).astype(np.float32))
+    for name in ("rows", "x", "y", "xx", "xy", "yy"):
+        assert np.allclose(getattr(weighted, name), getattr(repeated, name), rtol=1e-3, atol=0.1)
+
+
+def test_a_layer_too_wide_for_second_moments_keeps_its_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, w = data()
+    for module in (stats, refit):
+        monkeypatch.setattr(module, "WIDEST", WIDTH - 1)
+    fit, check = Sums(), Sums()
+    fit.add(x[None, 100:].astype(np.float32), (x[None, 100:] @ w.T).astype(np.float32))
+    check.add(x[None, :100].astype(np.float32), (x[None, :100] @ w.T).astype(np.float32))
+    weights, bias = refit.fitted(np.zeros((1, OUT, WIDTH)), fit, check, True)
+    assert not weights.any() and np.allclose(bias, (x @ w.T).mean(0), atol=1e-3)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from onnxslim_opt.passes.prune.layers import layers, matrix
 from onnxslim_opt.passes.sparsify import Sparsify
 from onnxslim_opt.passes.target import Target
 from onnxslim_opt.runtime import feeds
+from onnxslim_opt.runtime.numerics import Reference
 from onnxslim_opt.runtime.session import Session
 from prune_twin import build
 
@@ -141,3 +144,28 @@ def test_the_pattern_is_read_and_shown_as_it_is_written() -> None:
     assert spec.show(spec.parse("sparsify:nm=2:4,sparsify:ratio=0.5")) == "sparsify:nm=2:4,sparsify:ratio=0.5"
     with pytest.raises(OptionError, match="key=value"):
         spec.parse("sparsify:4")
+
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SHARED.exists(), reason="needs the shared models and data")
+@pytest.mark.parametrize(("options", "least"), [({"ratio": 0.5}, 8.0), ({"nm": "2:4"}, 6.0)])
+def test_on_a_real_model_second_order_zeros_keep_more_than_small_ones(options: dict[str, Any], least: float) -> None:
+    """dB of the outputs on images that were not fitted on."""
+    sys.path.insert(0, str(SHARED))
+    import tasks
+
+    model = ir.load(SHARED / "models" / "cifar10_resnet20.onnx")
+    found = feeds.resolve(list(tasks.cifar10_resnet20_data()), model)
+    fit, check = found.split()
+    reference = Reference(model, check)
+
+    def sqnr(source: str) -> float:
+        ctx = Context(Target(), fit, check, source, model, None)  # type: ignore[arg-type]
+        small = model.copy()
+        Sparsify(**options).run(small, ctx)
+        return float(reference.compare(small).outputs[0].sqnr_db or 0.0)
+
+    assert sqnr("data") > sqnr("random") + least

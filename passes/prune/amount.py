@@ -1,12 +1,13 @@
 """How much goes: from a ratio, or targets in MACs or parameters, and a strength, to the units that are removed.
 
 Channel counts are rounded by giving units back, the costliest first, so that no family is thinned below what was asked;
-the prefix of the order then grows until the amount is met all the same.
+the prefix of the order then grows until the amount is met all the same. Steps that the amount does without come back.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from .grouping import Groups
 from .order import Order
 
+TRIES = 200_000  # units that attempts to spare some may look at
 STEPS = ((64, 1), (32, 2), (0, 4))  # families of at least so many channels are rounded to the multiple / this
 
 
@@ -59,7 +61,35 @@ def chosen(groups: Groups, order: Order, amount: Amount, strength: float, multip
             high = middle
         else:
             low = middle + 1
-    return np.array(rounded(groups, order.units[:low], multiple, fixed), np.int64)
+    units = rounded(groups, order.units[:low], multiple, fixed)
+    if multiple > 1:
+        units = _spared(
+            groups, units, multiple, fixed, lambda less: _enough(groups, order, amount, strength, less, total)
+        )
+    return np.array(units, np.int64)
+
+
+def _spared(
+    groups: Groups, units: list[int], multiple: int, fixed: bool, enough: Callable[[list[int]], bool]
+) -> list[int]:
+    """The units, less whole steps of families that the amount does without: the last step of a large family may have
+    gone far beyond it. What was costliest comes back first."""
+    family = {int(u): k for k, f in enumerate(groups.families) for u in f.units}
+    last = {family[u]: at for at, u in enumerate(units)}
+    steps = _steps(groups, multiple, fixed)
+    for k in sorted(last, key=lambda k: -last[k])[: max(4, TRIES // max(len(units), 1))]:
+        mine = [u for u in units if family[u] == k]
+        back = set(mine[-steps[k] :])
+        less = [u for u in units if u not in back]
+        if less and enough(less):
+            units = less
+    return units
+
+
+def _steps(groups: Groups, multiple: int, fixed: bool) -> list[int]:
+    """What the count of each family is a multiple of."""
+    spans = (groups.ledger.span(int(f.units[0])) for f in groups.families)
+    return [step_of(len(f.units), span, multiple, fixed) for f, span in zip(groups.families, spans)]
 
 
 def _enough(groups: Groups, order: Order, amount: Amount, strength: float, units: list[int], total: int) -> bool:
@@ -84,8 +114,7 @@ def rounded(groups: Groups, units: list[int], multiple: int, fixed: bool) -> lis
     for unit in units:
         gone[family[unit]] += 1
     allowed = []
-    for one, size, lost in zip(groups.families, sizes, gone):
-        step = step_of(size, groups.ledger.span(int(one.units[0])), multiple, fixed)
+    for step, size, lost in zip(_steps(groups, multiple, fixed), sizes, gone):
         allowed.append(max(0, size - -(-(size - lost) // step) * step))
     kept, used = [], [0] * len(sizes)
     for unit in units:

@@ -165,18 +165,28 @@ class Work:
                 gone.append(u)
                 self.left[self.family[u]] -= 1
                 self.sum += loss
-                self._log(u)
+                self.log(u)
         for k, curvature in enumerate(self.curvatures):
-            if any(u in curvature.columns for u in gone):
+            if any(curvature.concerns(u) for u in gone):
                 curvature.remove(gone)
                 self.parts[k] = curvature.losses(list(curvature.columns))
 
-    def _log(self, unit: int) -> None:
+    def log(self, unit: int) -> None:
+        """Note that a unit went."""
         order = self.order
         order.units.append(unit)
         order.macs.append(1 - self.ledger.amount(self.ledger.macs) / self.total_macs)
         order.params.append(1 - self.ledger.amount(self.ledger.params) / self.total_params)
         order.loss.append(self.sum)
+
+
+def logged(groups: Groups, units: Sequence[int]) -> Order:
+    """An order of these units, with what is gone after each; those that an axis cannot spare are left out."""
+    work = Work(groups, [], {}, "channels", "global")
+    for unit in units:
+        if work.ledger.remove(unit):
+            work.log(unit)
+    return work.order
 
 
 def structures(groups: Groups) -> list[int]:

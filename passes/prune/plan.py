@@ -11,13 +11,14 @@ from ...ir import Model
 from ...runtime import moments
 from ...runtime.feeds import Feeds
 from ..base import Context
-from . import stats
+from . import fisher, stats
 from .dead import Fold
 from .grouping import Groups
 from .layers import Layer, layers, matrix
 from .order import Order
 from .pacing import Pace
-from .score import Curvature, curvature
+from .refit import RIDGES
+from .score import Curvature, columns_of, curvature
 from .stats import Target
 
 SCORED = 8192  # rows behind the second moments that scores use
@@ -38,6 +39,8 @@ class Plan:
     feeds: Feeds | None = None
     held_back: str = ""
     folds: dict[str, Fold] = field(default_factory=dict)
+    ridges: Sequence[float] = RIDGES
+    contest: list[float] = field(default_factory=list)  # output errors of the ways to weigh losses, if they were tried
     pace: Pace | None = None
 
 
@@ -92,8 +95,28 @@ def curvatures(
         scale = max(goal[layer.node].variance, 1e-12)
         cells = inner[name]
         assert cells is not None
-        result.append(curvature(name, matrix(nodes[name]), moment.mean, second, moment.X, cells, free, scale))
+        curve = curvature(name, matrix(nodes[name]), moment.mean, second, moment.X, cells, free, scale)
+        curve.rows = _made(groups, layer, free)
+        result.append(curve)
     return result
 
 
-__all__ = ["FEEDS", "Plan", "chunks", "curvatures", "fitting_feeds", "goals", "layers"]
+def _made(groups: Groups, layer: Layer, free: Array) -> dict[int, Array]:
+    """Outputs of a layer that go with each unit."""
+    labels = groups.flow.labels.get(layer.y)
+    cells = None if labels is None else groups.flow.atoms.resolve(labels[1 if layer.op == "Conv" else -1])
+    return {} if cells is None else columns_of(cells, free, 1)
+
+
+def emphasise(curves: Sequence[Curvature], goal: Mapping[str, Target], found: Mapping[str, fisher.Fisher]) -> None:
+    """What errors of single outputs, and at single places, count in losses and in the refit; in place."""
+    for curve in curves:
+        if curve.node in found:
+            variances = goal[curve.node].variances
+            curve.emphasis = fisher.emphasis(found[curve.node].channels, variances, len(curve.weight))
+    for node, one in found.items():
+        if one.places:
+            goal[node].weights = fisher.weights(one.places)
+
+
+__all__ = ["FEEDS", "Plan", "chunks", "curvatures", "emphasise", "fitting_feeds", "goals", "layers"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,15 +11,20 @@ from ...ir import Model
 from ...ir import order as graph_order
 from ...ir.errors import OptionError
 from ..base import Context, LossyPass, PassResult, Skip
-from . import criteria, dead, energy, grouping, overrides, sensitivity
+from . import contest, criteria, dead, energy, fisher, grouping, overrides, sensitivity, synthetic
 from . import plan as planning
 from .amount import Amount, chosen
 from .cut import alive_after, cut
 from .order import Order, greedy
 from .pacing import pace
 from .plan import Plan
-from .refit import refit
+from .refit import DISTRUST, RIDGES, refit
+from .score import Curvature
+from .swap import swapped
 
+# Ways to weigh losses that enter the contest, the first where there is none: power of the measured sensitivities, and
+# whether outputs of a layer count by what they do to the model's and by whether they stay (`fisher`).
+WAYS = ((sensitivity.POWER, False), (1.0, False), (sensitivity.POWER, True))
 DEFAULT_MOST = 0.5  # share of channels at strength 1 when nobody says
 
 
@@ -29,7 +34,7 @@ class Prune(LossyPass):
 
     With data the choice is second-order (the loss that remains after the best refit), and every layer is fitted again
     in closed form, from the first to the last, on what the smaller model feeds it. Without data only what is provably
-    dead goes, unless an amount is given.
+    dead goes, unless an amount is given; then magnitudes decide, and layers are fitted on made-up noise, cautiously.
     """
 
     name: ClassVar[str] = "prune"
@@ -71,6 +76,9 @@ class Prune(LossyPass):
     min_channels: int = field(default=1, metadata={"help": "channels that every layer keeps at least", "min": 1})
     refit: bool = field(default=True, metadata={"help": "fit what stays to the original's outputs (needs data)"})
     lossless: bool = field(default=False, metadata={"help": "remove only channels that provably change nothing"})
+    swaps: bool = field(
+        default=True, metadata={"help": "after the greedy choice, exchange units of a group while the loss falls"}
+    )
     norms: str = field(
         default="pin",
         metadata={
@@ -119,25 +127,61 @@ class Prune(LossyPass):
             order, folds = dead.order(model, found)
             return Plan(found, order, held_back=held, folds=folds)
         if not real:
-            ctx.note("prune: no real data was given; channels go by magnitude, nothing is refitted, expect damage")
+            ctx.note(
+                "prune: no real data was given (--data): channels go by magnitude, and what stays is fitted on made-up "
+                "noise only; expect damage"
+            )
         return self._with_data(model, found, ctx, real)
 
     def _with_data(self, model: Model, found: grouping.Groups, ctx: Context, real: bool) -> Plan:
         criterion = self.criterion if self.criterion != "auto" else "obs" if real else "l1"
-        feeds = planning.fitting_feeds(ctx)
+        feeds = planning.fitting_feeds(ctx) if real else synthetic.feeds(model, ctx)
         kinds = planning.layers(model)
-        goals = planning.goals(model, kinds, feeds, ctx) if real or criterion == "obs" else {}
+        goals = planning.goals(model, kinds, feeds, ctx) if self.refit or criterion == "obs" else {}
         curves = planning.curvatures(model, found, kinds, goals, feeds, ctx) if criterion == "obs" else []
         extra = self._fixed(model, found, criterion, ctx) if criterion != "obs" else {}
-        if criterion == "obs":
-            pairs = energy.shares(model, found.flow, {c.node for c in curves}, feeds, ctx)
-            extra = sensitivity.apply(model, found, kinds, curves, pairs, feeds, ctx)
+        if goals and real:
+            planning.emphasise(curves, goals, fisher.collect(model, kinds, goals, feeds, ctx))
+        plan = Plan(found, Order(), kinds, goals, feeds, ridges=RIDGES if real else DISTRUST)
+        plan.order = self._contested(plan, curves, ctx) if criterion == "obs" else self._ordered(plan, [], extra, ctx)
+        plan.goals = goals if self.refit else {}
+        return plan
+
+    def _ordered(self, plan: Plan, curves: list[Curvature], extra: dict[int, float], ctx: Context) -> Order:
+        """Greedy, then swaps, or by measured time; uses the curves up."""
+        found = plan.groups
         fixed = overrides.of_families(found, overrides.parse(self.shares))
         if self.speedup is not None:
-            timed = pace(model, found, curves, extra, self.speedup, *self._rounding(ctx), ctx, fixed)
-            return Plan(found, timed.steps.order, kinds, goals if self.refit and real else {}, feeds, pace=timed)
+            model, rounding = found.flow.model, self._rounding(ctx)
+            plan.pace = pace(model, found, curves, extra, self.speedup, *rounding, ctx, fixed)
+            return plan.pace.steps.order
         order = greedy(found, curves, extra, self.scope, self._enough(len(found.units)), self._currency, fixed)
-        return Plan(found, order, kinds, goals if self.refit and real else {}, feeds)
+        if not curves or fixed or not self.swaps:
+            return order
+        return swapped(found, order, self._chosen(found, order, 1.0, ctx).tolist(), curves, extra)
+
+    def _contested(self, plan: Plan, curves: list[Curvature], ctx: Context) -> Order:
+        """The order that prunes best, of several ways to weigh losses."""
+        model, found, feeds = plan.groups.flow.model, plan.groups, plan.feeds
+        assert feeds is not None
+        pairs = energy.shares(model, found.flow, {c.node for c in curves}, feeds, ctx)
+        plain = [replace(c, emphasis=None, rows={}) for c in curves]
+        factors = sensitivity.measured(model, found, plan.layers, plain, pairs, feeds, ctx)
+        wide = self.refit and self.speedup is None and contest.affordable(model, feeds, len(WAYS))
+        ways = WAYS if wide else WAYS[:1]
+        orders = []
+        for power, by_output in ways:
+            mine = curves if by_output else plain
+            mine = [c.copy() for c in mine] if len(ways) > 1 else mine
+            orders.append(self._ordered(plan, mine, sensitivity.weigh(mine, pairs, factors, power), ctx))
+        if len(orders) == 1:
+            return orders[0]
+        judge = contest.Contest(found, plan.layers, plan.goals, feeds, lambda gone: self._kept(plan, gone), ctx)
+        strength = 1.0 if self.explicit else 0.5
+        entrants = [self._chosen(found, o, strength, ctx) for o in orders]
+        errors = [judge.error(gone) for gone in ctx.progress(entrants, "contest", len(entrants))]
+        plan.contest = [round(float(e), 6) for e in errors]
+        return orders[int(np.argmin(errors))]
 
     def _fixed(self, model: Model, found: grouping.Groups, criterion: str, ctx: Context) -> dict[int, float]:
         """Losses that do not change while units go."""
@@ -175,16 +219,19 @@ class Prune(LossyPass):
         fitted = 0
         if plan.goals and plan.feeds is not None:
             graph_order.sort(model)
-            fitted = refit(model, plan.layers, plan.feeds, plan.goals, self._kept(plan, gone), ctx)
+            fitted = refit(model, plan.layers, plan.feeds, plan.goals, self._kept(plan, gone), ctx, plan.ridges)
         did = {"channels removed": len(gone), "of": len(plan.groups.units), "layers refitted": fitted}
-        return PassResult(True, did, skipped)
+        return PassResult(True, did, skipped, {"contest": plan.contest} if plan.contest else {})
 
     def _gone(self, plan: Plan, strength: float, ctx: Context) -> np.ndarray:
         if self.lossless or plan.held_back:
             return np.array(plan.order.units, np.int64)
         if plan.pace is not None:
             return np.array(plan.pace.units(strength), np.int64)
-        return chosen(plan.groups, plan.order, self.amount, strength, *self._rounding(ctx))
+        return self._chosen(plan.groups, plan.order, strength, ctx)
+
+    def _chosen(self, groups: grouping.Groups, order: Order, strength: float, ctx: Context) -> np.ndarray:
+        return chosen(groups, order, self.amount, strength, *self._rounding(ctx))
 
     def _rounding(self, ctx: Context) -> tuple[int, bool]:
         """What channel counts are multiples of, and whether the user said so."""

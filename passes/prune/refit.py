@@ -7,7 +7,7 @@ b'). λ is chosen on held-out feeds, for each layer by itself; its largest value
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -16,10 +16,11 @@ from ...runtime.feeds import Feeds
 from ..base import Context
 from .layers import Layer, matrix, store
 from .march import March
-from .stats import Sums, Target, against
+from .stats import WIDEST, Sums, Target, against
 
 Array = np.ndarray
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 1e3)  # of the mean of the diagonal
+DISTRUST = (1.0, 1e3)  # where the feeds are made up
 DEFAULT_RIDGE = 1e-2  # where no feed can be held out
 
 
@@ -30,8 +31,14 @@ def refit(
     goals: Mapping[str, Target],
     kept: Mapping[str, Array],
     ctx: Context,
+    ridges: Sequence[float] = RIDGES,
+    finish: Callable[[Layer, Array, Sums], Array] | None = None,
 ) -> int:
-    """Fit every layer in place, level by level; returns how many were changed."""
+    """Fit every layer in place, level by level; returns how many were changed.
+
+    finish: what is made of the fitted weights `[G, M/G, D]` of a layer, given the sums that they were fitted on, before
+    the next level sees them; the bias then keeps the mean.
+    """
     nodes = {n.name: n for n in model.graph.nodes}
     march = March(model, layers, feeds, ctx.workers, (ctx.memory_mb << 20) // 8)
     waves: dict[int, list[Layer]] = {}
@@ -44,19 +51,32 @@ def refit(
         sums = against(wave, nodes, walk, goals, kept)
         for layer in wave:
             prior = matrix(nodes[layer.node]).astype(np.float64)
-            found, bias = fitted(prior, *sums[layer.node], layer.bias is not None)
+            found, bias = fitted(prior, *sums[layer.node], layer.bias is not None, ridges)
+            if finish is not None and np.isfinite(found).all():
+                every = sums[layer.node][0] + sums[layer.node][1]
+                found = finish(layer, found, every)
+                bias = None if layer.bias is None else mended(found, every)
             if np.isfinite(found).all():
                 store(model, layer, nodes, found, bias)
                 count += 1
     return count
 
 
-def fitted(prior: Array, fit: Sums, check: Sums, intercept: bool) -> tuple[Array, Array | None]:
+def fitted(
+    prior: Array, fit: Sums, check: Sums, intercept: bool, ridges: Sequence[float] = RIDGES
+) -> tuple[Array, Array | None]:
     """Weights `[G, M/G, D]` and bias `[M]`, with the ridge that does best on the held-out sums."""
+    if prior.shape[2] > WIDEST:
+        return prior, mended(prior, fit + check) if intercept else None
     if not check.rows or not fit.rows:
-        return solve(prior, fit + check, DEFAULT_RIDGE, intercept)
-    errors = [error(*solve(prior, fit, ridge, intercept), check) for ridge in RIDGES]
-    return solve(prior, fit + check, RIDGES[int(np.argmin(errors))], intercept)
+        return solve(prior, fit + check, max(DEFAULT_RIDGE, ridges[0]), intercept)
+    errors = [error(*solve(prior, fit, ridge, intercept), check) for ridge in ridges]
+    return solve(prior, fit + check, ridges[int(np.argmin(errors))], intercept)
+
+
+def mended(weights: Array, sums: Sums) -> Array:
+    """The bias `[M]` with which these weights keep the mean of the outputs."""
+    return np.asarray((sums.y - np.einsum("gmd,gd->gm", weights, sums.x)).reshape(-1) / sums.rows)
 
 
 def solve(prior: Array, sums: Sums, ridge: float, intercept: bool) -> tuple[Array, Array | None]:
@@ -72,7 +92,7 @@ def solve(prior: Array, sums: Sums, ridge: float, intercept: bool) -> tuple[Arra
     found = np.swapaxes(turned, 1, 2)
     if not intercept:
         return found, None
-    return found, (mean_y - np.einsum("gmd,gd->gm", found, mean_x)).reshape(-1)
+    return found, mended(found, sums)
 
 
 def error(weights: Array, bias: Array | None, sums: Sums) -> float:

@@ -8,8 +8,8 @@ what already went. Losses are relative to the variance of the tensor where the c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -25,8 +25,12 @@ class Curvature:
     """The losses of one consumer (`node`).
 
     mean: of its input, `[G, K]`. weight: `[G, T, K]`. inverse: C⁻¹ `[G, K, K]`, or None where K is too wide (`diagonal`
-    then holds variances). columns: columns of each unit. scale: variance that losses are relative to, or what
-    `sensitivity` makes of it.
+    then holds variances). columns: living columns of each unit. scale: variance that losses are relative to, or what
+    `sensitivity` makes of it. rows: outputs `[G · T]` that go with each unit; what nobody reads any more is no loss.
+    emphasis: `[G, T]`, what an error of each output counts (`fisher`). gone: columns of the units that went.
+
+    A removal is a principal pivot of [C⁻¹; W] on the unit's columns. So nothing is lost: where columns went, the arrays
+    hold [C⁻¹_SS]⁻¹ and -W_S [C⁻¹_SS]⁻¹, and the same pivot brings a unit back.
     """
 
     node: str
@@ -36,33 +40,63 @@ class Curvature:
     columns: dict[int, Array]
     scale: float
     diagonal: Array | None = None
+    rows: Mapping[int, Array] = field(default_factory=dict)
+    emphasis: Array | None = None
+    gone: dict[int, Array] = field(default_factory=dict)
+    unread: set[int] = field(default_factory=set)
 
     def copy(self) -> Curvature:
         """One that can be down-dated by itself."""
         inverse = None if self.inverse is None else self.inverse.copy()
-        return replace(self, weight=self.weight.copy(), inverse=inverse, columns=dict(self.columns))
+        found = replace(self, weight=self.weight.copy(), inverse=inverse, columns=dict(self.columns))
+        found.gone, found.unread = dict(self.gone), set(self.unread)
+        return found
 
-    def losses(self, units: Sequence[int]) -> dict[int, float]:
+    @property
+    def fitted(self) -> Array:
+        """The weights as refitted so far, zero where columns went."""
+        found = self.weight.copy()
+        if self.gone:
+            found[:, :, np.concatenate(list(self.gone.values()))] = 0.0
+        return found
+
+    def losses(self, units: Iterable[int]) -> dict[int, float]:
         """Relative loss of each unit if it alone went next."""
+        return self._by_unit({u: self.columns[u] for u in units if u in self.columns})
+
+    def gains(self, units: Iterable[int]) -> dict[int, float]:
+        """How much of the loss each unit that went would make good if it alone came back."""
+        return self._by_unit({u: self.gone[u] for u in units if u in self.gone})
+
+    def _by_unit(self, wanted: Mapping[int, Array]) -> dict[int, float]:
         found: dict[int, float] = {}
         by_size: dict[int, list[int]] = {}
-        for unit in units:
-            if unit in self.columns:
-                by_size.setdefault(len(self.columns[unit]), []).append(unit)
+        for unit, columns in wanted.items():
+            by_size.setdefault(len(columns), []).append(unit)
+        counts = self._counts()
         for size, same in by_size.items():
             for k in range(0, len(same), 64):
                 part = same[k : k + 64]
                 if size == 0:
                     found.update(dict.fromkeys(part, 0.0))
                 else:
-                    found.update(zip(part, self._losses(np.stack([self.columns[u] for u in part]))))
+                    found.update(zip(part, self._losses(np.stack([wanted[u] for u in part]), counts)))
         return found
 
-    def _losses(self, columns: Array) -> list[float]:
+    def _counts(self) -> Array:
+        """What an error of each output counts now `[G, T]`."""
+        counts = np.ones(self.weight.shape[:2]) if self.emphasis is None else self.emphasis.copy()
+        if self.unread:
+            counts.reshape(-1)[np.concatenate([self.rows[u] for u in self.unread])] = 0.0
+        return counts
+
+    def _losses(self, columns: Array, counts: Array) -> list[float]:
         """columns `[U, s]`."""
         total = np.zeros(len(columns))
-        for g in range(len(self.weight)):
-            w = self.weight[g][:, columns].transpose(1, 0, 2)  # [U, T, s]
+        for g, count in enumerate(counts):
+            felt = np.flatnonzero(count)
+            w = self.weight[g][felt[:, None, None], columns] * np.sqrt(count[felt])[:, None, None]
+            w = w.transpose(1, 0, 2)  # [U, T, s]
             if self.inverse is None:
                 assert self.diagonal is not None
                 total += (np.square(w) * self.diagonal[g][columns][:, None, :]).sum((1, 2))
@@ -72,26 +106,47 @@ class Curvature:
                 total += (w.transpose(0, 2, 1) * solved).sum((1, 2))
         return (np.maximum(total, 0.0) / self.scale).tolist()
 
+    def concerns(self, unit: int) -> bool:
+        """Whether the losses here change when a unit goes."""
+        return unit in self.columns or unit in self.rows
+
     def remove(self, units: Sequence[int]) -> None:
-        """Let units go: the rest is refitted, the inverse down-dated; their columns leave the other units."""
-        mine = [u for u in units if u in self.columns]
-        gone = np.unique(np.concatenate([self.columns[u] for u in mine])) if mine else np.zeros(0, int)
-        if not len(gone):
-            return
-        for g in range(len(self.weight)):
-            if self.inverse is not None:
-                inverse = self.inverse[g]
-                factor = np.linalg.solve(inverse[np.ix_(gone, gone)], inverse[gone])  # [s, K]
-                self.weight[g] -= self.weight[g][:, gone] @ factor
-                inverse -= inverse[:, gone] @ factor
-            self.weight[g][:, gone] = 0.0
+        """Let units go: the rest is refitted, the inverse down-dated; their columns leave the other units, and errors
+        of outputs that went with them count no more."""
+        self.unread.update(u for u in units if u in self.rows)
+        mine = {u: self.columns.pop(u) for u in units if u in self.columns}
         dead = np.zeros(self.weight.shape[2], bool)
-        dead[gone] = True
-        for unit in mine:
-            del self.columns[unit]
+        for unit, columns in mine.items():
+            self.gone[unit] = columns[~dead[columns]]
+            dead[columns] = True
+        if not dead.any():
+            return
+        self._pivot(np.flatnonzero(dead))
         for unit, columns in list(self.columns.items()):
             if dead[columns].any():
                 self.columns[unit] = columns[~dead[columns]]
+
+    def restore(self, unit: int) -> None:
+        """Bring a unit back that shares no columns with others."""
+        self.unread.discard(unit)
+        if unit in self.gone:
+            self.columns[unit] = self.gone.pop(unit)
+            self._pivot(self.columns[unit])
+
+    def _pivot(self, at: Array) -> None:
+        """Principal pivot of [C⁻¹; W] on columns; the same pivot again undoes it."""
+        if self.inverse is None or not len(at):
+            return
+        for w, inverse in zip(self.weight, self.inverse):
+            block = np.linalg.inv(inverse[np.ix_(at, at)])
+            across = block @ inverse[at]  # [s, K]
+            across[:, at] = 0.0
+            for array in (w, inverse):
+                left = array[:, at].copy()
+                array -= left @ across
+                array[:, at] = -left @ block
+            inverse[at] = across
+            inverse[np.ix_(at, at)] = block
 
 
 def curvature(

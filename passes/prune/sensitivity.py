@@ -25,6 +25,7 @@ from .score import Curvature
 from .trial import Change, Trials
 
 Array = np.ndarray
+Pair = tuple[Product, Mapping[int, float]]  # two activations that contract, and the losses of its units
 SHARE, STEPS = 0.25, 4  # of a consumer's units that a trial takes away, in so many steps
 FEWEST, MOST = 2, 4  # feeds of a trial
 WORK = 1e12  # MACs to spend on all trials, beyond the fewest feeds
@@ -38,11 +39,24 @@ def apply(
     groups: Groups,
     layers: Sequence[Layer],
     curves: Sequence[Curvature],
-    pairs: Sequence[tuple[Product, Mapping[int, float]]],
+    pairs: Sequence[Pair],
     feeds: Feeds,
     ctx: Context,
 ) -> dict[int, float]:
-    """Weight losses by what they do to the outputs: those of `curves` in place; returns those of `pairs` by unit.
+    """Weight losses by what they do to the outputs: those of `curves` in place; returns those of `pairs` by unit."""
+    return weigh(curves, pairs, measured(model, groups, layers, curves, pairs, feeds, ctx))
+
+
+def measured(
+    model: Model,
+    groups: Groups,
+    layers: Sequence[Layer],
+    curves: Sequence[Curvature],
+    pairs: Sequence[Pair],
+    feeds: Feeds,
+    ctx: Context,
+) -> list[float]:
+    """Error of the outputs by loss, of every curve and then of every pair.
 
     pairs: contractions that no regression stands for, with the losses of the units that they contract.
     """
@@ -59,12 +73,19 @@ def apply(
     found = [one() for one in ctx.progress(work, "sensitivity", count)]
     felt = [f for f in found if f > 0]
     least = LEAST * float(np.median(felt)) if felt else 1.0
-    for curve, factor in zip(curves, found):
-        curve.scale /= max(factor, least) ** POWER
+    return [max(f, least) for f in found]
+
+
+def weigh(
+    curves: Sequence[Curvature], pairs: Sequence[Pair], factors: Sequence[float], power: float = POWER
+) -> dict[int, float]:
+    """Weight losses by measured factors to a power: those of `curves` in place; returns those of `pairs` by unit."""
+    for curve, factor in zip(curves, factors):
+        curve.scale /= factor**power
     extra: dict[int, float] = {}
-    for (_, losses), factor in zip(pairs, found[len(curves) :]):
+    for (_, losses), factor in zip(pairs, factors[len(curves) :]):
         for unit, loss in losses.items():
-            extra[unit] = extra.get(unit, 0.0) + loss * max(factor, least) ** POWER
+            extra[unit] = extra.get(unit, 0.0) + loss * factor**power
     return extra
 
 
@@ -93,8 +114,8 @@ def taken(curve: Curvature, share: float) -> tuple[float, Change]:
 
 def change(before: Curvature, after: Curvature) -> Change:
     """The weights of a down-dated consumer, and the bias that keeps its output's mean."""
-    shift = np.einsum("gtk,gk->gt", before.weight - after.weight, before.mean).reshape(-1)
-    return Change(after.weight, shift)
+    shift = np.einsum("gtk,gk->gt", before.fitted - after.fitted, before.mean).reshape(-1)
+    return Change(after.fitted, shift)
 
 
 def spare(model: Model, trials: int, feeds: Feeds) -> Feeds:

@@ -20,34 +20,52 @@ from .layers import Layer
 
 Array = np.ndarray
 MORE, FEWEST, MOST = 24, 8192, 32768  # rows aimed at: a column, at least, at most
+WIDEST = 6144  # columns whose second moments are kept (8 · K² bytes, twice); of wider ones only means
 HELD_OUT = 5  # every fifth feed chooses the ridge and fits only in the end
 
 
 @dataclass
 class Sums:
-    """Σ over rows: of x `[G, D]`, y `[G, T]`, x xᵀ `[G, D, D]`, x yᵀ `[G, D, T]`, and y² (a number)."""
+    """Σ over rows, each times its weight: of 1, x `[G, D]`, y `[G, T]`, x xᵀ `[G, D, D]`, x yᵀ `[G, D, T]`, and y² (a
+    number); squares: of x² `[G, D]` in place of the products where x is too wide for them."""
 
-    rows: int = 0
+    rows: float = 0
     x: Any = 0.0
     y: Any = 0.0
     xx: Any = 0.0
     xy: Any = 0.0
     yy: float = 0.0
+    squares: Any = 0.0
 
-    def add(self, x: Array, y: Array) -> None:
-        """Rows x `[G, P, D]` and y `[G, P, T]`, float32."""
+    def add(self, x: Array, y: Array, weights: Array | None = None) -> None:
+        """Rows x `[G, P, D]` and y `[G, P, T]`, float32; weights `[P]`, 1 each when None."""
+        if weights is not None:
+            root = np.sqrt(weights, dtype=np.float32)[None, :, None]
+            self._add(x * root, y * root, root)
+            return
+        self._add(x, y, None)
+
+    def _add(self, x: Array, y: Array, root: Array | None) -> None:
         turned = np.swapaxes(x, 1, 2)
-        self.rows += x.shape[1]
-        self.x = self.x + x.sum(1, dtype=np.float64)
-        self.y = self.y + y.sum(1, dtype=np.float64)
-        self.xx = self.xx + (turned @ x).astype(np.float64)
-        self.xy = self.xy + (turned @ y).astype(np.float64)
+        if root is not None:
+            self.rows += float(np.square(root, dtype=np.float64).sum())
+            self.x = self.x + (x * root).sum(1, dtype=np.float64)
+            self.y = self.y + (y * root).sum(1, dtype=np.float64)
+        else:
+            self.rows += x.shape[1]
+            self.x = self.x + x.sum(1, dtype=np.float64)
+            self.y = self.y + y.sum(1, dtype=np.float64)
+        if x.shape[2] <= WIDEST:
+            self.xx = self.xx + (turned @ x).astype(np.float64)
+            self.xy = self.xy + (turned @ y).astype(np.float64)
+        else:
+            self.squares = self.squares + np.square(x).sum(1, dtype=np.float64)
         self.yy += float(np.square(y, dtype=np.float64).sum())
 
     def __add__(self, other: Sums) -> Sums:
         if not self.rows or not other.rows:
             return self if self.rows else other
-        pairs = ((getattr(self, k), getattr(other, k)) for k in ("rows", "x", "y", "xx", "xy", "yy"))
+        pairs = ((getattr(self, k), getattr(other, k)) for k in ("rows", "x", "y", "xx", "xy", "yy", "squares"))
         return Sums(*(a + b for a, b in pairs))
 
 
@@ -55,11 +73,13 @@ class Sums:
 class Target:
     """What the original computes at a layer's sampled places, feed by feed: rows `[P, M]` of the witness.
 
+    weights: `[P]`, what an error at each place counts (`fisher`); empty: all alike.
     variance: of the witness, summed over channels: what an error of this layer is measured against.
     """
 
     places: list[Array] = field(default_factory=list)
     rows: list[Array] = field(default_factory=list)
+    weights: list[Array] = field(default_factory=list)
     _room: Array | None = None
 
     def add(self, places: Array, rows: Array, feeds: int) -> None:
@@ -75,11 +95,16 @@ class Target:
         self.rows.append(room)
 
     @property
-    def variance(self) -> float:
-        """Summed over channels; feed by feed, since all rows together are most of the memory of a plan."""
+    def variances(self) -> Array:
+        """By channel; feed by feed, since all rows together are most of the memory of a plan."""
         count = sum(map(len, self.rows))
         mean = sum(r.sum(0, dtype=np.float64) for r in self.rows) / count
-        return float(sum(np.square(r - mean).sum() for r in self.rows) / count)
+        return np.asarray(sum(np.square(r - mean).sum(0) for r in self.rows) / count)
+
+    @property
+    def variance(self) -> float:
+        """Summed over channels."""
+        return float(self.variances.sum())
 
 
 def rows_per_feed(layers: Sequence[Layer], widths: Mapping[str, int], feeds: int, budget: int) -> dict[str, int]:
@@ -136,5 +161,7 @@ def against(
                 y = y - rows_of(layer, values[layer.other], places)
             grouped = y.reshape(len(y), geo.groups, -1).transpose(1, 0, 2)
             rows = np.ascontiguousarray(unfold.rows(geo, values[layer.x], places))
-            sums[layer.node][index % HELD_OUT == HELD_OUT - 1].add(rows, np.ascontiguousarray(grouped))
+            sums[layer.node][index % HELD_OUT == HELD_OUT - 1].add(
+                rows, np.ascontiguousarray(grouped), goal.weights[index] if goal.weights else None
+            )
     return sums

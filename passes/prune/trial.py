@@ -73,10 +73,7 @@ class Trials:
         self.session = Session(copy, threads=threads)
         self.feeds = list(feeds)
         self.reference = [self.session.run({**f, **self.given}) for f in self.feeds]
-        self.spread = {k: _spread([r[k] for r in self.reference]) for k in self.session.outputs if self._counts(k)}
-
-    def _counts(self, head: str) -> bool:
-        return all(isinstance(r[head], np.ndarray) and r[head].dtype.kind == "f" for r in self.reference)
+        self.spread = spreads(self.reference)
 
     def error(self, changes: Mapping[str, Change], masks: Mapping[str, Array] | None = None) -> float:
         """Squared error of the heads, each relative to its variance over the feeds, and averaged over the heads."""
@@ -95,6 +92,12 @@ class Trials:
                 apart = np.subtract(found[head], reference[head], dtype=np.float64)
                 total[head] += float(np.square(apart).mean()) / len(self.feeds)
         return float(np.mean([e / self.spread[k] for k, e in total.items()])) if total else 0.0
+
+
+def spreads(reference: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Variance of every head of floats over feeds."""
+    floats = [h for h, v in reference[0].items() if isinstance(v, np.ndarray) and v.dtype.kind == "f"]
+    return {h: _spread([r[h] for r in reference]) for h in floats}
 
 
 def _spread(values: Sequence[Array]) -> float:

@@ -1,0 +1,300 @@
+"""Adjoints of single operators: what a gradient at a node's output is at its inputs.
+
+A rule gets the node, the values of its inputs and output on one feed, and the gradient at the output. Products and
+convolutions are exact; operators that only move data are run on positions instead of values, and the gradient is summed
+where they came from; element-wise functions of one tensor get their slope from a central difference. Whatever needs
+ONNX Runtime is a session of one node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from ..ir.errors import PassError
+from ..ir.model import Header, Model
+from ..ir.ops import facts
+from . import unfold
+from .session import Session
+
+Array = np.ndarray
+STEP = 1e-3  # of a central difference, times 1 + |x|
+EXACT = 1 << 24  # positions that a float32 can count
+
+
+class Adjoint:
+    """The adjoint of one node, for one shape of its inputs.
+
+    wanted: positions of the inputs whose gradients are asked for. Raises PassError where no rule is known.
+    """
+
+    def __init__(self, model: Model, node: gs.Node, wanted: Sequence[int]):
+        self.node, self.wanted, self.model = node, list(wanted), model
+        self.kept: dict[Any, Any] = {}  # sessions and positions, by shape
+        self.rule = _rule(node, self.wanted)
+
+    def __call__(self, x: Sequence[Any], y: Array, g: Array) -> dict[int, Array]:
+        """Gradients at the wanted inputs; x: values of all inputs (None where omitted); y: of the first output."""
+        found = self.rule(self, x, y, g)
+        return {k: np.asarray(v, np.float32).reshape(np.shape(x[k])) for k, v in found.items()}
+
+    def lone(self, key: Any, op: str, attrs: Mapping[str, Any], arrays: Sequence[Any], outputs: int = 1) -> Any:
+        """Run a node of its own: arrays are its inputs (None: omitted); the session is kept under the key."""
+        if key not in self.kept:
+            self.kept[key] = lone_session(self.model, op, self.node.domain, attrs, arrays, outputs)
+        given = {f"x{k}": a for k, a in enumerate(arrays) if a is not None and f"x{k}" in self.kept[key].inputs}
+        return list(self.kept[key].run(given).values())
+
+
+def lone_session(
+    model: Model, op: str, domain: Any, attrs: Mapping[str, Any], arrays: Sequence[Any], outputs: int = 1
+) -> Session:
+    """A session of one node with inputs x0, x1 … like the arrays; those that are no floats are constants."""
+    inputs: list[Any] = []
+    for k, a in enumerate(arrays):
+        if a is None:
+            inputs.append(gs.Variable.empty())
+        elif a.dtype.kind == "f":
+            inputs.append(gs.Variable(f"x{k}", a.dtype, list(a.shape)))
+        else:
+            inputs.append(gs.Constant(f"x{k}", a))
+    made = [gs.Variable("y", np.float32), gs.Variable("indices", np.int64)][:outputs]
+    node = gs.Node(op, "lone", dict(attrs), inputs, made, domain=domain)
+    graph = gs.Graph([node], [t for t in inputs if isinstance(t, gs.Variable) and t.name], made)
+    opsets = dict(model.header.opsets)
+    if op == "ConvTranspose":
+        opsets[""] = max(model.opset, 11)
+    return Session(Model(graph, Header(ir_version=model.header.ir_version, opsets=opsets)), arena=False)
+
+
+Rule = Callable[[Adjoint, Sequence[Any], Array, Array], dict[int, Array]]
+
+
+def _rule(node: gs.Node, wanted: Sequence[int]) -> Rule:
+    if node.domain in (None, "", "ai.onnx"):
+        if node.op in RULES:
+            return RULES[node.op]
+        if facts(node).kind == "move" and _all_float(node, wanted):
+            return _move
+        if facts(node).kind == "elementwise" and list(wanted) == [0] and _constant_but_first(node):
+            return _slope
+    raise PassError(f"no gradient is known through '{node.name}' ({node.op})")
+
+
+def _constant_but_first(node: gs.Node) -> bool:
+    return all(isinstance(t, gs.Constant) or not t.name for t in node.inputs[1:])
+
+
+def _all_float(node: gs.Node, wanted: Sequence[int]) -> bool:
+    return list(wanted) == [0] or node.op == "Concat"
+
+
+def _attrs(node: gs.Node, *names: str) -> dict[str, Any]:
+    return {n: node.attrs[n] for n in names if n in node.attrs}
+
+
+def unbroadcast(g: Array, shape: tuple[int, ...]) -> Array:
+    """A gradient summed over what broadcasting repeated."""
+    if g.shape == shape:
+        return g
+    g = g.sum(tuple(range(g.ndim - len(shape))))
+    return g.sum(tuple(a for a, n in enumerate(shape) if n == 1 and g.shape[a] != 1), keepdims=True)
+
+
+def _conv(self: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, Array]:
+    geo, sizes = unfold.geometry(self.node), x[0].shape[2:]
+    pads = unfold.pads(geo, sizes)
+    spans = [(k - 1) * d + 1 for k, d in zip(geo.kernel, geo.dilations)]
+    more = [
+        n + a + b - (m - 1) * s - span for n, (a, b), m, s, span in zip(sizes, pads, g.shape[2:], geo.strides, spans)
+    ]
+    attrs = {
+        "group": geo.groups,
+        "strides": list(geo.strides),
+        "dilations": list(geo.dilations),
+        "pads": [p[0] for p in pads] + [p[1] for p in pads],
+        "output_padding": more,
+    }
+    return {0: self.lone(g.shape, "ConvTranspose", attrs, [g, x[1]])[0]}
+
+
+def _matmul(self: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, Array]:
+    if min(x[0].ndim, x[1].ndim) < 2:
+        raise PassError(f"no gradient is known through '{self.node.name}' (MatMul with a vector)")
+    found = {}
+    if 0 in self.wanted:
+        found[0] = unbroadcast(g @ np.swapaxes(x[1], -1, -2), x[0].shape)
+    if 1 in self.wanted:
+        found[1] = unbroadcast(np.swapaxes(x[0], -1, -2) @ g, x[1].shape)
+    return found
+
+
+def _gemm(self: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, Array]:
+    attrs = self.node.attrs
+    alpha = float(attrs.get("alpha", 1.0))
+    a, b = (x[k].T if attrs.get(t, 0) else x[k] for k, t in ((0, "transA"), (1, "transB")))
+    found = {}
+    if 0 in self.wanted:
+        found[0] = alpha * (g @ b.T).T if attrs.get("transA", 0) else alpha * (g @ b.T)
+    if 1 in self.wanted:
+        found[1] = alpha * (a.T @ g).T if attrs.get("transB", 0) else alpha * (a.T @ g)
+    if 2 in self.wanted:
+        found[2] = unbroadcast(float(attrs.get("beta", 1.0)) * g, x[2].shape)
+    return found
+
+
+def _binary(self: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, Array]:
+    a, b = x
+    op = self.node.op
+    left: Callable[[], Array] = {"Add": lambda: g, "Sub": lambda: g, "Mul": lambda: g * b, "Div": lambda: g / b}[op]
+    right: Callable[[], Array] = {
+        "Add": lambda: g,
+        "Sub": lambda: -g,
+        "Mul": lambda: g * a,
+        "Div": lambda: -g * y / b,
+    }[op]
+    return {k: unbroadcast(one(), x[k].shape) for k, one in ((0, left), (1, right)) if k in self.wanted}
+
+
+def _sum(self: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, Array]:
+    return {k: unbroadcast(g, x[k].shape) for k in self.wanted}
+
+
+def _softmax(self: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, Array]:
+    old = self.model.opset < 13
+    axis = int(self.node.attrs.get("axis", 1 if old else -1)) % y.ndim
+    axes = tuple(range(axis, y.ndim)) if old else (axis,)
+    return {0: y * (g - (g * y).sum(axes, keepdims=True))}
+
+
+def _reduce(self: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, Array]:
+    node, ndim = self.node, x[0].ndim
+    if node.op == "GlobalAveragePool":
+        axes: tuple[int, ...] = tuple(range(2, ndim))
+    else:
+        given = node.attrs.get("axes", x[1] if len(x) > 1 and x[1] is not None else None)
+        empty = given is None or not len(given)
+        if empty and node.attrs.get("noop_with_empty_axes", 0):
+            return {0: g}
+        axes = tuple(range(ndim)) if empty else tuple(int(a) % ndim for a in given)
+    count = 1 if node.op == "ReduceSum" else int(np.prod([x[0].shape[a] for a in axes]))
+    kept = tuple(1 if a in axes else n for a, n in enumerate(x[0].shape))
+    return {0: np.broadcast_to(g.reshape(kept) / count, x[0].shape)}
+
+
+def _batchnorm(self: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, Array]:
+    if self.node.attrs.get("training_mode", 0):
+        raise PassError(f"no gradient is known through '{self.node.name}' (BatchNormalization in training)")
+    factor = x[1] / np.sqrt(x[4] + float(self.node.attrs.get("epsilon", 1e-5)))
+    return {0: g * factor.reshape(-1, *[1] * (g.ndim - 2))}
+
+
+def _layernorm(self: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, Array]:
+    axes = tuple(range(int(self.node.attrs.get("axis", -1)) % x[0].ndim, x[0].ndim))
+    centred = x[0] - x[0].mean(axes, keepdims=True)
+    spread = np.sqrt(np.square(centred).mean(axes, keepdims=True) + float(self.node.attrs.get("epsilon", 1e-5)))
+    unit, inner = centred / spread, g * x[1]
+    apart = inner - inner.mean(axes, keepdims=True) - unit * (inner * unit).mean(axes, keepdims=True)
+    return {0: apart / spread}
+
+
+def _maxpool(self: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, Array]:
+    attrs = {k: v for k, v in self.node.attrs.items() if k != "storage_order"}
+    where = self.lone(x[0].shape, "MaxPool", attrs, [x[0]], outputs=2)[1]
+    return {0: np.bincount(where.reshape(-1), g.reshape(-1), x[0].size)}
+
+
+def _averagepool(self: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, Array]:
+    """By the positions that each window holds: an average is a sum of taps, shifted, over their number."""
+    node, sizes = self.node, x[0].shape[2:]
+    kernel = tuple(node.attrs["kernel_shape"])
+    ones, zeros = [1] * len(kernel), [0] * (2 * len(kernel))
+    flat = node.attrs.get("pads", zeros)
+    if node.attrs.get("ceil_mode", 0):
+        raise PassError(f"no gradient is known through '{node.name}' (AveragePool with ceil_mode)")
+    geo = unfold.Geometry(
+        int(np.prod(kernel)), 1, kernel, tuple(node.attrs.get("strides", ones)),
+        tuple(node.attrs.get("dilations", ones)), tuple(zip(flat[: len(kernel)], flat[len(kernel) :])),
+        str(node.attrs.get("auto_pad", "NOTSET")),
+    )  # fmt: skip
+    if y.shape not in self.kept:
+        inside = np.arange(1, int(np.prod(sizes)) + 1, dtype=np.float64).reshape(1, 1, *sizes)
+        places = np.arange(unfold.count(geo, inside.shape))
+        self.kept[y.shape] = unfold.rows(geo, inside, places)[0].astype(np.int64)
+    held = self.kept[y.shape]  # [windows, taps], 0: padding
+    count = held.shape[1] if node.attrs.get("count_include_pad", 0) else np.maximum((held > 0).sum(1), 1)
+    each = (g.reshape(-1, len(held)) / count).repeat(held.shape[1], 1)
+    size = int(np.prod(sizes)) + 1
+    return {0: np.stack([np.bincount(held.reshape(-1), row, size)[1:] for row in each])}
+
+
+def _move(self: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, Array]:
+    found = {}
+    for k in self.wanted:
+        key = (k, *(np.shape(a) for a in x))
+        if key not in self.kept:
+            self.kept[key] = _positions(self, x, k)
+        found[k] = np.bincount(self.kept[key], g.reshape(-1), x[k].size + 1)[1:]
+    return found
+
+
+def _positions(self: Adjoint, x: Sequence[Any], index: int) -> Array:
+    """From which position of an input each position of the output came, counted from 1; 0: from elsewhere."""
+    if x[index].size >= EXACT:
+        raise PassError(f"no gradient is known through '{self.node.name}': too large")
+    marked = [np.zeros_like(a) if a is not None and a.dtype.kind == "f" else a for a in x]
+    if self.node.op == "Resize":  # scales are floats too, and constants
+        marked[1:] = list(x[1:])
+    marked[index] = np.arange(1, x[index].size + 1, dtype=np.float32).reshape(x[index].shape)
+    run = lone_session(self.model, self.node.op, self.node.domain, self.node.attrs, marked)
+    out = run.run({f"x{k}": a for k, a in enumerate(marked) if a is not None and f"x{k}" in run.inputs})
+    return np.asarray(out["y"]).reshape(-1).astype(np.int64)
+
+
+def _resize(self: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, Array]:
+    if self.node.attrs.get("mode", "nearest") != "nearest":
+        raise PassError(f"no gradient is known through '{self.node.name}' (Resize that interpolates)")
+    return _move(self, x, y, g)
+
+
+def _slope(self: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, Array]:
+    """Of an element-wise function of the first input."""
+    if y.shape != x[0].shape:
+        raise PassError(f"no gradient is known through '{self.node.name}' ({self.node.op} that repeats its input)")
+    step = (STEP * (1 + np.abs(x[0]))).astype(x[0].dtype)
+    above, below = (
+        self.lone(x[0].shape, self.node.op, self.node.attrs, [moved, *x[1:]])[0] for moved in (x[0] + step, x[0] - step)
+    )
+    return {0: g * (above - below) / (2 * step)}
+
+
+def _relu(self: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, Array]:
+    return {0: g * (y > 0)}
+
+
+def _sigmoid(self: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, Array]:
+    return {0: g * y * (1 - y)}
+
+
+RULES: dict[str, Rule] = {
+    "Conv": _conv,
+    "MatMul": _matmul,
+    "Gemm": _gemm,
+    **dict.fromkeys(("Add", "Sub", "Mul", "Div"), _binary),
+    "Sum": _sum,
+    "Softmax": _softmax,
+    **dict.fromkeys(("ReduceMean", "ReduceSum", "GlobalAveragePool"), _reduce),
+    "BatchNormalization": _batchnorm,
+    "LayerNormalization": _layernorm,
+    "MaxPool": _maxpool,
+    "AveragePool": _averagepool,
+    "Resize": _resize,
+    "Relu": _relu,
+    "Sigmoid": _sigmoid,
+}
+
+
+__all__ = ["Adjoint", "unbroadcast"]

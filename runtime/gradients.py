@@ -1,0 +1,80 @@
+"""Gradients of a model's inner tensors, in reverse mode, feed by feed; adjoints node by node (`adjoints`).
+
+Only the part of the main graph between the tensors asked for and those whose gradients are given is run backwards.
+Values on that way are fetched by one session; a gradient is dropped as soon as nobody needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from ..ir.errors import PassError
+from ..ir.model import Model
+from ..ir.order import reads
+from .adjoints import Adjoint
+from .taps import Tap
+
+Array = np.ndarray
+
+
+class Gradients:
+    """Runs a model forwards and backwards.
+
+    heads: tensors whose gradients are given. wanted: tensors whose gradients are asked for; one that no head depends on
+    has none. Raises PassError where the way from a wanted tensor to a head passes an operator without an adjoint.
+    """
+
+    def __init__(self, model: Model, heads: Sequence[str], wanted: Sequence[str], threads: int = 1):
+        self.heads, self.wanted = list(heads), set(wanted)
+        self.way = _way(model, self.heads, self.wanted)
+        self.adjoints = [(n, Adjoint(model, n, at)) for n, at in self.way]
+        tensors = [t.name for n, _ in self.way for t in (*n.inputs, n.outputs[0]) if t.name]
+        self.tap = Tap(model, list(dict.fromkeys([*self.heads, *tensors])), threads=threads)
+
+    def forward(self, feed: Mapping[str, Any]) -> dict[str, Any]:
+        """Values of the heads, and of everything on the way."""
+        return self.tap.run(feed)
+
+    def backward(self, values: Mapping[str, Any], seeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Gradients of Σ seed · head at the wanted tensors, at these values."""
+        gradients: dict[str, Array] = {h: np.asarray(s, np.float32) for h, s in seeds.items()}
+        found: dict[str, Array] = {}
+        for node, adjoint in reversed(self.adjoints):
+            name = node.outputs[0].name
+            if name not in gradients:
+                continue
+            own = gradients.pop(name)
+            if name in self.wanted:
+                found[name] = own
+            x = [values[t.name] if t.name else None for t in node.inputs]
+            for k, g in adjoint(x, values[name], own).items():
+                source = node.inputs[k].name
+                gradients[source] = gradients[source] + g if source in gradients else g
+        return {**{n: g for n, g in gradients.items() if n in self.wanted}, **found}
+
+
+def _way(model: Model, heads: Sequence[str], wanted: set[str]) -> list[tuple[gs.Node, list[int]]]:
+    """Nodes between wanted tensors and heads in the order of the graph, each with the inputs that lead to a wanted
+    tensor."""
+    active = set(wanted)  # tensors that depend on a wanted one, or are one
+    found: list[tuple[gs.Node, list[int]]] = []
+    for node in model.graph.nodes:
+        at = [k for k, t in enumerate(node.inputs) if t.name in active and not isinstance(t, gs.Constant)]
+        if at or any(t.name in active for t in reads(node)):
+            active |= {t.name for t in node.outputs if t.name}
+            found.append((node, at))
+    needed, kept = set(heads), []
+    for node, at in reversed(found):
+        if any(t.name in needed for t in node.outputs):
+            if not at or any(t.name in needed for t in node.outputs[1:]):
+                raise PassError(f"no gradient is known through '{node.name}' ({node.op})")
+            needed |= {node.inputs[k].name for k in at}
+            kept.append((node, at))
+    return kept[::-1]
+
+
+__all__ = ["Gradients"]

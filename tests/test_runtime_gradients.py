@@ -1,0 +1,131 @@
+"""Gradients in reverse mode against central differences of the whole model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from onnxslim_opt.ir.errors import PassError
+from onnxslim_opt.runtime.gradients import Gradients
+from onnxslim_opt.runtime.session import Session
+from prune_nets import Net, image
+
+
+def _agrees(net: Net, x: str, head: str, feed: dict[str, np.ndarray], tolerance: float = 2e-2) -> None:
+    """The gradient at x along random directions, against what the head does when an offset is added to x."""
+    model = net.model()
+    values_of = Session(model, outputs=[x], optimize=False).run(feed)[x]
+    rng = np.random.default_rng(1)
+    grad = Gradients(model, [head], [x])
+    values = grad.forward(feed)
+    seed = rng.standard_normal(values[head].shape).astype(np.float32)
+    found = grad.backward(values, {head: seed})[x]
+    assert found.shape == values_of.shape
+    moved = model.copy()
+    tensor = next(t for n in moved.graph.nodes for t in n.outputs if t.name == x)
+    _open(moved, tensor)
+    session = Session(moved, outputs=[head], optimize=False)
+    for _ in range(3):
+        way = rng.standard_normal(found.shape).astype(np.float32)
+        step = 1e-3
+        above, below = (session.run({**feed, "offset": s * step * way})[head] for s in (1, -1))
+        expected = float(np.sum((above - below).astype(np.float64) * seed) / (2 * step))
+        scale = float(np.linalg.norm(found) * np.linalg.norm(way)) / np.sqrt(found.size)
+        assert float(np.sum(found.astype(np.float64) * way)) == pytest.approx(expected, abs=tolerance * scale + 1e-6)
+
+
+def _open(model: Any, tensor: Any) -> None:
+    """Add a graph input `offset` to a tensor."""
+    from onnxslim_opt.ir import edit, order
+
+    offset = edit.variable(model, "offset", np.float32, list(tensor.shape))
+    offset.name = "offset"
+    moved = edit.variable(model, "moved", np.float32, list(tensor.shape))
+    edit.replace(model, tensor, moved)
+    edit.add(model.graph, edit.node(model, "Add", [tensor, offset], outputs=[moved]))
+    model.graph.inputs.append(offset)
+    model.header.input_order, model.header.protos = (), {}
+    order.sort(model)
+
+
+def _start(opset: int = 17) -> tuple[Net, str, dict[str, np.ndarray]]:
+    net = Net(0, opset, x=[2, 4, 9, 8])
+    return net, net.conv("x", 4, 8), image(2, 4, 9, 8)
+
+
+@pytest.mark.parametrize(
+    ("k", "attrs"),
+    [
+        (3, {}),
+        (3, {"strides": [2, 2]}),
+        (3, {"strides": [2, 1], "pads": [0, 1, 1, 0]}),
+        (3, {"dilations": [2, 2], "pads": [2, 2, 2, 2]}),
+        (3, {"group": 8}),
+        (1, {"group": 2, "strides": [2, 2]}),
+    ],
+)
+def test_convolutions(k: int, attrs: dict[str, Any]) -> None:
+    net, x, feed = _start()
+    net.conv(x, 8, 16, k, **attrs)
+    _agrees(net, x, net.nodes[-1].output[0], feed)
+
+
+@pytest.mark.parametrize("op", ["Relu", "Sigmoid", "Tanh", "HardSwish", "Softplus", "LeakyRelu", "Erf"])
+def test_functions_of_one_tensor(op: str) -> None:
+    net, x, feed = _start()
+    _agrees(net, x, net.op(op, net.op("Mul", x, net.op(op, x))), feed)
+
+
+@pytest.mark.parametrize("op", ["Add", "Sub", "Mul"])
+def test_broadcast_operands(op: str) -> None:
+    net, x, feed = _start()
+    gate = net.op("Sigmoid", net.conv(net.op("GlobalAveragePool", x), 8, 8, 1))
+    _agrees(net, x, net.op(op, gate, x), feed)
+
+
+def test_quotients() -> None:
+    net, x, feed = _start()
+    _agrees(net, x, net.op("Div", x, net.op("Exp", net.op("Sigmoid", x))), feed)
+
+
+def test_pools() -> None:
+    net, x, feed = _start()
+    a = net.op("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
+    b = net.op("AveragePool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
+    c = net.op("AveragePool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1], count_include_pad=1)
+    _agrees(net, x, net.op("Sum", a, b, c), feed, 5e-2)
+
+
+def test_data_that_moves() -> None:
+    net, x, feed = _start()
+    net.weights["scales"] = np.array([1, 1, 2, 2], np.float32)
+    up = net.op(
+        "Resize", x, "", "scales", mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor"
+    )
+    both = net.op("Concat", up, net.op("Transpose", up, perm=[0, 1, 2, 3]), axis=1)
+    cut = net.op("Slice", both, net.ints(1, 2), net.ints(15, 9), net.ints(1, 2), net.ints(2, 3))
+    turned = net.op("Gather", net.op("Transpose", cut, perm=[0, 2, 3, 1]), net.ints(3, 1, 1), axis=3)
+    _agrees(net, x, net.op("Reshape", turned, net.ints(2, -1)), feed)
+
+
+def test_softmax_products_and_norms() -> None:
+    net = Net(0, 17, x=[2, 5, 8])
+    x, s, b = net.linear("x", 8, 8), net.weight(8), net.weight(8)
+    q, k = net.linear(x, 8, 8), net.op("Transpose", net.linear(x, 8, 8), perm=[0, 2, 1])
+    seen = net.op("MatMul", net.op("Softmax", net.op("MatMul", q, k), axis=-1), x)
+    y = net.op("LayerNormalization", net.op("Add", seen, x), s, b)
+    y = net.op("ReduceMean", y, axes=[1], keepdims=0)
+    _agrees(net, x, net.op("Gemm", y, net.weight(3, 8), net.weight(3), transB=1, alpha=0.5), image(2, 5, 8))
+
+
+def test_batch_norms_and_old_softmax() -> None:
+    net, x, feed = _start(11)
+    _agrees(net, x, net.op("Softmax", net.op("Flatten", net.norm(x, 8))), feed)
+
+
+def test_an_operator_without_an_adjoint_is_refused() -> None:
+    net, x, _ = _start()
+    net.op("InstanceNormalization", x, net.weight(8), net.weight(8))
+    with pytest.raises(PassError, match="InstanceNormalization"):
+        Gradients(net.model(), [net.nodes[-1].output[0]], [x])
