@@ -155,7 +155,10 @@ def test_describe_says_what_is_tied_and_what_it_carries() -> None:
     assert rows[-1].pinned is not None and rows[-1].pinned.startswith("graph output")
 
 
-@pytest.mark.parametrize("name", ["quantized", "group_normed", "lstm_both", "tied", "rotated", "layer_normed"])
+@pytest.mark.parametrize(
+    "name",
+    ["quantized", "integers", "attention_4d_grouped", "group_normed", "lstm_both", "tied", "rotated", "layer_normed"],
+)
 def test_the_pass_scores_cuts_and_refits_what_has_labels(name: str) -> None:
     make, shape = {**NETS, **{k: v[:2] for k, v in NORMED.items()}}[name]
     model, rng = make(), np.random.default_rng(0)
