@@ -9,8 +9,8 @@ import pytest
 from onnxslim_opt.passes.prune import Prune, dead, groups
 from onnxslim_opt.passes.prune import sizes as prune_sizes
 from onnxslim_opt.passes.prune.cut import cut
-from prune_nets import NETS, NORMED, Net, attention, branched, image, residual
-from prune_twin import check, distance, run
+from prune_nets import NETS, NORMED, Net, attention, branched, image, pyramid, residual
+from prune_twin import check, distance, run, twin
 from test_prune_pass import context
 
 from onnxslim_opt import ir
@@ -46,6 +46,15 @@ def test_every_batch_size_still_runs(name: str) -> None:
     for batch in (1, 4):
         (out,) = run(ir.to_proto(small), image(batch, *shape[1:]))
         assert out.shape[0] == batch
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+def test_every_height_and_width_still_runs(ratio: float) -> None:
+    model = pyramid()
+    found, small, gone = check(model, image(2, 3, 8, 10), ratio)
+    masked = twin(model, found, gone)
+    for shape in ((1, 3, 12, 6), (3, 3, 9, 15)):
+        assert distance(run(masked, image(*shape)), run(ir.to_proto(small), image(*shape))) < 1e-4
 
 
 def sizes(model: ir.Model, op: str, index: int = 1) -> list[tuple[int, ...]]:
