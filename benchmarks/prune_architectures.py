@@ -6,7 +6,8 @@
 EXPORTS_DIR holds NAME.onnx files with random weights. For each: parameters and MACs before and after
 `prune:ratio=0.5:scope=local:round_to=1` without data, the share of the parameters that can go at all, CPU seconds for
 propagation and groups, and whether the pruned model equals its twin (random units, ratios 0.1, 0.5, 0.9 and all but one
-position of every axis; where sizes are dynamic at two of them) and passes the checker. Peers' figures are those of Torch-Pruning 1.6.1 at ratio 0.5.
+position of every axis; where sizes are dynamic at two of them) and passes the checker. Peers' figures are those of
+Torch-Pruning 1.6.1 at ratio 0.5.
 """
 
 from __future__ import annotations
