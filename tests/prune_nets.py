@@ -198,6 +198,16 @@ def layer_normed() -> ir.Model:
     return n.model()
 
 
+def rms_normed() -> ir.Model:
+    """RMSNormalization of opset 23, over the last axis and over the last two."""
+    n = Net(x=["N", 5, 6], opset=23)
+    h = n.op("RMSNormalization", n.linear("x", 6, 12), n.weight(12), axis=-1, epsilon=1e-4)
+    h = n.op("Add", h, n.linear(n.op("Relu", n.linear(h, 12, 16)), 16, 12))
+    h = n.op("RMSNormalization", h, n.weight(5, 12), axis=1, epsilon=1e-4)
+    n.linear(h, 12, 4)
+    return n.model()
+
+
 def group_normed(opset: int = 21) -> ir.Model:
     n = Net(x=["N", 3, 6, 6], opset=opset)
     size = 12 if opset >= 21 else 4
@@ -476,6 +486,7 @@ NETS: dict[str, tuple[Any, tuple[int, ...]]] = {
 
 NORMED: dict[str, tuple[Any, tuple[int, ...], int]] = {  # name: (network, input, units that may go at least)
     "layer_normed": (layer_normed, (2, 5, 6), 28),
+    "rms_normed": (rms_normed, (2, 5, 6), 28),
     "group_normed": (group_normed, (2, 3, 6, 6), 20),
     "group_normed_18": (lambda: group_normed(18), (2, 3, 6, 6), 20),
     "normalised_groups": (normalised_groups, (2, 3, 6, 6), 12),
