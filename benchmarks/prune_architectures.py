@@ -110,7 +110,7 @@ def measure(path: Path, norms: str, ratios: Sequence[float]) -> Row:
         if row.pinned:
             pins[row.pinned] = pins.get(row.pinned, 0) + row.channels
     free, worst = free_share(model, found), proved(model, given, found, ratios)
-    prune = Prune(ratio=0.5, scope="local", round_to=1, norms=norms)
+    prune = Prune(ratio=0.5, scope="local", round_to=1, norms=norms, refit=False)
     fit = resolve(None, model)
     ctx = Context(Target(), fit, fit, "random", model, Timings())
     small = model.copy()
