@@ -24,7 +24,7 @@ from .score import Curvature
 from .timetable import timetable
 
 MARGIN = 1.01  # measured in the search above the speed-up asked for, so that the next measurement still shows it
-TRIES = 6
+TRIES = 7
 SECONDS = 1.5
 
 
@@ -98,10 +98,11 @@ def fewest(predicted: Sequence[float], wanted: float, measure: Callable[[int], f
     low, high, best, correction = 0, len(predicted), 0.0, 1.0
     if not predicted:
         return 0, 1.0
-    for _ in range(TRIES):
+    for attempt in range(TRIES):
         if high - low <= 1 and best:
             break
         guess = next((k + 1 for k, p in enumerate(predicted) if 1 + (p - 1) * correction >= wanted), high)
+        guess = (low + high) // 2 if best and attempt % 2 else guess  # a wrong slope would creep
         guess = min(max(guess, low + 1), max(high - 1, low + 1) if best else high)
         found = measure(guess)
         correction = (found - 1) / max(predicted[guess - 1] - 1, 1e-9)
