@@ -134,7 +134,8 @@ def test_what_the_pass_takes_is_a_prefix_that_equals_its_twin(net: Any, monkeypa
     full, half = plan.pace.units(1.0), plan.pace.units(0.5)
     assert 0 < len(half) <= len(full) and full[: len(half)] == half
     small = model.copy()
-    assert prune.apply(small, plan, 1.0, ctx).changed
+    result = prune.apply(small, plan, 1.0, ctx)
+    assert result.changed and result.details["pace"]["measured"] == round(plan.pace.measured, 4)
     assert ir.cost.of(small).params < ir.cost.of(model).params
     check(model, given, 0.3, 0, plan.groups)
 

@@ -38,11 +38,23 @@ class Pace:
 
     def units(self, strength: float) -> list[int]:
         """What goes at a strength: so much of the predicted time that goes at full strength."""
+        taken = self._taken(strength)
+        return self.steps.order.units[: self.steps.stops[taken - 1]] if taken else []
+
+    def _taken(self, strength: float) -> int:
+        """Steps at a strength."""
         if not self.count:
-            return []
+            return 0
         saved = strength * (self.steps.total - self.steps.us[self.count - 1])
         enough = (k for k in range(self.count) if self.steps.total - self.steps.us[k] >= saved * (1 - 1e-9))
-        return self.steps.order.units[: self.steps.stops[next(enough, self.count - 1)]]
+        return next(enough, self.count - 1) + 1
+
+    def to_json(self, strength: float) -> dict[str, float]:
+        """For the report: steps taken, and the speed-up that the tables predict (and that was measured, at 1)."""
+        taken = self._taken(strength)
+        predicted = self.steps.total / self.steps.us[taken - 1] if taken else 1.0
+        found = {"steps": taken, "predicted": round(predicted, 4)}
+        return found | {"measured": round(self.measured, 4)} if taken == self.count else found
 
 
 def pace(
