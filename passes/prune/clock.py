@@ -89,6 +89,7 @@ class Clock:
         return self.known[shape]
 
     def _timed(self, shape: Shape) -> Table:
+        levels: Levels
         if _elements(shape, shape.full) > ROOM:
             levels = tuple((0, n) for n in shape.full)
             return Table(
