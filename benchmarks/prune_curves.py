@@ -82,12 +82,12 @@ def points(task: Task, amounts: list[float], round_to: int | None, path: Path) -
     for way, options in WAYS.items():
         for asked in amounts:
             start, small = time.perf_counter(), model.copy()
-            Prune(macs=asked, round_to=round_to, **options).run(small, ctx)
+            result = Prune(macs=asked, round_to=round_to, **options).run(small, ctx)
             tidy(small)
             seconds, after = time.perf_counter() - start, ir.cost.of(small)
             shares = 1 - after.macs / before.macs, 1 - after.params / before.params
             found.append(Point(task.name, way, asked, *shares, judged(small, metric), seconds))
-            print(found[-1], flush=True)
+            print(found[-1], dict(result.details), flush=True)
             path.write_text(json.dumps([asdict(p) for p in found], indent=1))
 
 
@@ -118,7 +118,7 @@ def picture(found: list[Point], path: Path) -> None:
     for panel, model in zip(panels.flat, models):
         base = next(p for p in found if p.model == model and not p.asked)
         for way in WAYS:
-            line = [base, *(p for p in found if p.model == model and p.way == way)]
+            line = [base, *sorted((p for p in found if p.model == model and p.way == way), key=lambda p: p.macs)]
             panel.plot([100 * p.macs for p in line], [p.metric for p in line], marker="o", markersize=3, label=way)
         panel.set(title=model, xlabel="MACs removed, %", ylabel="metric")
         panel.set_ylim(bottom=0)

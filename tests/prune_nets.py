@@ -198,6 +198,16 @@ def layer_normed() -> ir.Model:
     return n.model()
 
 
+def rms_normed() -> ir.Model:
+    """RMSNormalization of opset 23, over the last axis and over the last two."""
+    n = Net(x=["N", 5, 6], opset=23)
+    h = n.op("RMSNormalization", n.linear("x", 6, 12), n.weight(12), axis=-1, epsilon=1e-4)
+    h = n.op("Add", h, n.linear(n.op("Relu", n.linear(h, 12, 16)), 16, 12))
+    h = n.op("RMSNormalization", h, n.weight(5, 12), axis=1, epsilon=1e-4)
+    n.linear(h, 12, 4)
+    return n.model()
+
+
 def group_normed(opset: int = 21) -> ir.Model:
     n = Net(x=["N", 3, 6, 6], opset=opset)
     size = 12 if opset >= 21 else 4
@@ -419,6 +429,22 @@ def branched() -> ir.Model:
     return n.head(n.op("Concat", n.op("Tanh", c), n.conv(b, 8, 6), axis=1), 14)
 
 
+def pyramid() -> ir.Model:
+    """Dynamic height and width: a Resize to another tensor's size, a shuffle whose shapes are computed."""
+    n = Net(x=["N", 3, "H", "W"])
+    a = n.op("Relu", n.conv("x", 3, 8))
+    b = n.op("Relu", n.conv(a, 8, 12, strides=[2, 2]))
+    front = n.op("Slice", n.op("Shape", b), n.ints(0), n.ints(2))
+    space = n.op("Slice", n.op("Shape", a), n.ints(2), n.ints(4))
+    c = n.op("Concat", a, n.op("Resize", b, "", "", n.op("Concat", front, space, axis=0)), axis=1)
+    c = n.conv(n.op("Relu", n.conv(c, 20, 12, k=1)), 12, 12, group=2)
+    batch = n.op("Slice", n.op("Shape", c), n.ints(0), n.ints(1))
+    c = n.op("Reshape", c, n.op("Concat", batch, n.ints(2, 6), space, axis=0))
+    c = n.op("Transpose", c, perm=[0, 2, 1, 3, 4])
+    c = n.op("Reshape", c, n.op("Concat", batch, n.ints(12), space, axis=0))
+    return n.head(n.conv(n.op("Relu", c), 12, 8), 8)
+
+
 NETS: dict[str, tuple[Any, tuple[int, ...]]] = {
     "residual": (residual, (2, 3, 8, 8)),
     "concat": (concat, (2, 3, 8, 8)),
@@ -454,11 +480,13 @@ NETS: dict[str, tuple[Any, tuple[int, ...]]] = {
     "indexed": (indexed, (2, 5, 6)),
     "sampled": (sampled, (2, 3, 6, 6)),
     "ellipsis": (ellipsis, (2, 5, 6)),
+    "pyramid": (pyramid, (2, 3, 8, 10)),
     "branched": (branched, (2, 3, 6, 6)),
 }
 
 NORMED: dict[str, tuple[Any, tuple[int, ...], int]] = {  # name: (network, input, units that may go at least)
     "layer_normed": (layer_normed, (2, 5, 6), 28),
+    "rms_normed": (rms_normed, (2, 5, 6), 28),
     "group_normed": (group_normed, (2, 3, 6, 6), 20),
     "group_normed_18": (lambda: group_normed(18), (2, 3, 6, 6), 20),
     "normalised_groups": (normalised_groups, (2, 3, 6, 6), 12),

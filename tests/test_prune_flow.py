@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 from onnxslim_opt.passes.prune import Prune, dead, groups
+from onnxslim_opt.passes.prune import sizes as prune_sizes
 from onnxslim_opt.passes.prune.cut import cut
-from prune_nets import NETS, NORMED, Net, attention, branched, image, residual
-from prune_twin import check, distance, run
+from prune_nets import NETS, NORMED, Net, attention, branched, image, pyramid, residual
+from prune_twin import check, distance, run, twin
 from test_prune_pass import context
 
 from onnxslim_opt import ir
@@ -45,6 +46,15 @@ def test_every_batch_size_still_runs(name: str) -> None:
     for batch in (1, 4):
         (out,) = run(ir.to_proto(small), image(batch, *shape[1:]))
         assert out.shape[0] == batch
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+def test_every_height_and_width_still_runs(ratio: float) -> None:
+    model = pyramid()
+    found, small, gone = check(model, image(2, 3, 8, 10), ratio)
+    masked = twin(model, found, gone)
+    for shape in ((1, 3, 12, 6), (3, 3, 9, 15)):
+        assert distance(run(masked, image(*shape)), run(ir.to_proto(small), image(*shape))) < 1e-4
 
 
 def sizes(model: ir.Model, op: str, index: int = 1) -> list[tuple[int, ...]]:
@@ -100,6 +110,25 @@ def test_users_of_a_shared_weight_lose_the_same_columns() -> None:
     assert first[0] == 6 and first[1] == third[1] < 8
 
 
+def test_only_what_tells_a_size_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    n = Net(x=["N", 3, 6, 6])
+    shape = n.op("Shape", "x")
+    target = n.op("Where", n.op("Greater", shape, n.ints(0)), shape, shape)
+    a = n.op("Concat", "x", n.op("Expand", n.weight(1, 3, 1, 1), target), axis=1)
+    model = n.head(n.conv(n.conv(a, 6, 8), 8, 8), 8)
+    ran: list[int] = []
+
+    class Counting(prune_sizes.Session):
+        def __init__(self, part: ir.Model, **options: Any) -> None:
+            ran.append(sum(1 for _ in part.nodes()))
+            super().__init__(part, **options)
+
+    monkeypatch.setattr(prune_sizes, "Session", Counting)
+    found = groups(model, image(2, 3, 6, 6))
+    assert ran and max(ran) <= 5
+    assert len(found.units) == 16
+
+
 PINS = {
     "graph output": lambda n, a: n.op("Relu", a),
     "Softmax": lambda n, a: n.op("Softmax", a, axis=1),
@@ -135,7 +164,10 @@ def test_describe_says_what_is_tied_and_what_it_carries() -> None:
     assert rows[-1].pinned is not None and rows[-1].pinned.startswith("graph output")
 
 
-@pytest.mark.parametrize("name", ["quantized", "group_normed", "lstm_both", "tied", "rotated", "layer_normed"])
+@pytest.mark.parametrize(
+    "name",
+    ["quantized", "integers", "attention_4d_grouped", "group_normed", "lstm_both", "tied", "rotated", "layer_normed"],
+)
 def test_the_pass_scores_cuts_and_refits_what_has_labels(name: str) -> None:
     make, shape = {**NETS, **{k: v[:2] for k, v in NORMED.items()}}[name]
     model, rng = make(), np.random.default_rng(0)

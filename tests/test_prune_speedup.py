@@ -11,7 +11,7 @@ import pytest
 from onnxslim_opt.ir.errors import OptionError
 from onnxslim_opt.passes.prune import Prune, blocks, groups, pacing, timetable
 from onnxslim_opt.passes.prune.amount import step_of
-from onnxslim_opt.passes.prune.clock import Clock, Shape, Table, ladder, side_by_side
+from onnxslim_opt.passes.prune.clock import Clock, Shape, Table, alone, ladder
 from onnxslim_opt.runtime import latency, profiling
 from onnxslim_opt.runtime.latency import Timings
 from onnxslim_opt.runtime.session import Session
@@ -25,10 +25,11 @@ from onnxslim_opt import ir
 def test_ladders_are_multiples_up_to_the_count() -> None:
     assert ladder(64, 16, 7) == (16, 32, 48, 64)
     assert ladder(20, 8, 7) == (8, 16, 20)
+    assert ladder(768, 16, 3) == (256, 512, 768)
     assert ladder(3, 1, 7) == (1, 2, 3)
     for full in (96, 100, 1000, 1280):
         found = ladder(full, 16, 7)
-        assert found[-1] == full and len(found) <= 8
+        assert found[-1] == full and len(found) <= 7
         assert all(n % 16 == 0 for n in found[:-1])
 
 
@@ -58,9 +59,11 @@ SHAPES = [
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: f"{s.op}-{s.kind}")
 def test_layers_run_at_all_counts_and_are_found_again(shape: Shape) -> None:
-    model, feed = side_by_side(shape, [shape.full, tuple(max(1, n // 2) for n in shape.full)])
-    full, half = Session(ir.to_bytes(model)).run(feed).values()
-    assert full.size > half.size > 0
+    sizes = []
+    for point in (shape.full, tuple(max(1, n // 2) for n in shape.full)):
+        model, feed = alone(shape, point)
+        sizes.append(next(iter(Session(ir.to_bytes(model)).run(feed).values())).size)
+    assert sizes[0] > sizes[1] > 0
     timings = Timings()
     clock = Clock(1, timings, lambda n: step_of(n, 1, 4, True))
     table = clock.table(shape)
@@ -74,31 +77,26 @@ def test_layers_too_wide_for_memory_are_taken_in_proportion(monkeypatch: pytest.
     assert Clock(1, None, lambda n: 4).table(SHAPES[0]).at((4, 6)) == 0.25
 
 
-def fake(us: Any) -> Any:
-    """A profile that says what `us(node)` says, whatever really ran."""
+class Staircase(Clock):
+    """Convolutions step every 4 output channels, 100 us each."""
 
-    def kernels(model: ir.Model, feed: Any, **_: Any) -> dict[str, float]:
-        return {n.name: us(n) for n in model.graph.nodes}
-
-    return kernels
-
-
-def staircase(node: Any) -> float:
-    """Convolutions step every 4 output channels, 100 us each; the rest is free."""
-    return 100.0 * -(-node.inputs[1].shape[0] // 4) if node.op == "Conv" else 1.0
+    def _point(self, shape: Shape, point: Any) -> float:
+        return 100.0 * -(-point[-1] // 4)
 
 
 def test_only_whole_steps_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(profiling, "kernels", fake(staircase))
     n = Net(x=[1, 3, 6, 6])
-    model = n.head(n.op("Relu", n.conv(n.op("Relu", n.conv("x", 3, 12)), 12, 12)), 12)
-    found = groups(model, image(1, 3, 6, 6))
-    table = timetable.timetable(model, found, image(1, 3, 6, 6), Clock(1, None, lambda n: 2))
-    assert table.total == table.now() == pytest.approx(600 + len(model.graph.nodes) - 2)
+    model = n.head(n.op("Relu", n.conv(n.op("Relu", n.conv("x", 3, 8)), 8, 8)), 8)
+    found, given = groups(model, image(1, 3, 6, 6)), image(1, 3, 6, 6)
+    us = {n.name: 200.0 if n.op == "Conv" else 1.0 for n in model.graph.nodes}
+    monkeypatch.setattr(profiling, "kernels", lambda *_, **__: us)
+    monkeypatch.setattr(latency, "bench", lambda *_, **__: [latency.Timed(sum(us.values()) / 1e3, 1.0, 1)])
+    table = timetable.timetable(model, found, given, Staircase(1, None, lambda n: 2))
+    assert table.total == table.now() == pytest.approx(sum(us.values()))
     extra = {int(u): 1.0 for u in found.units}
-    steps = blocks.paced(found, [], extra, table, (2, True), lambda us: us < 300)
+    steps = blocks.paced(found, [], extra, table, (2, True), lambda left: left < 250)
     at = [0, *steps.stops]
-    assert steps.us == sorted(steps.us, reverse=True) and steps.us[-1] < 300
+    assert steps.us == sorted(steps.us, reverse=True) and steps.us[-1] < 250
     assert all((b - a) % 4 == 0 for a, b in pairwise(at))  # a few channels more would have saved nothing
 
 
@@ -134,7 +132,8 @@ def test_what_the_pass_takes_is_a_prefix_that_equals_its_twin(net: Any, monkeypa
     full, half = plan.pace.units(1.0), plan.pace.units(0.5)
     assert 0 < len(half) <= len(full) and full[: len(half)] == half
     small = model.copy()
-    assert prune.apply(small, plan, 1.0, ctx).changed
+    result = prune.apply(small, plan, 1.0, ctx)
+    assert result.changed and result.details["pace"]["measured"] == round(plan.pace.measured, 4)
     assert ir.cost.of(small).params < ir.cost.of(model).params
     check(model, given, 0.3, 0, plan.groups)
 

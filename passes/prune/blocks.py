@@ -70,14 +70,15 @@ def paced(
         chosen = _cheapest(work, table, ladders)
         if not chosen:
             break
-        work.remove(chosen)
-        now = table.now()
-        result.stops.append(len(work.order))
-        result.us.append(now)
+        for step in chosen:
+            work.remove(list(zip(step.units, step.losses)))
+            now = table.now()
+            result.stops.append(len(work.order))
+            result.us.append(now)
     return result
 
 
-def _cheapest(work: Work, table: Timetable, ladders: Sequence[Sequence[int]]) -> list[tuple[int, float]]:
+def _cheapest(work: Work, table: Timetable, ladders: Sequence[Sequence[int]]) -> list[Step]:
     """The best steps of different families, of about a sixtieth of the model's time together."""
     by_family: dict[int, list[int]] = {}
     losses = _shares(work) if not work.curvatures else work.losses()
@@ -93,10 +94,10 @@ def _cheapest(work: Work, table: Timetable, ladders: Sequence[Sequence[int]]) ->
             )
         )
     ]
-    chosen: list[tuple[int, float]] = []
+    chosen: list[Step] = []
     saved = 0.0
     for step in sorted(best, key=lambda s: (s.price, s.units[0])):
-        chosen += zip(step.units, step.losses)
+        chosen.append(step)
         saved += step.saved
         if saved >= table.total / ROUNDS:
             break

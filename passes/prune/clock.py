@@ -1,8 +1,10 @@
 """What layers cost on this machine at fewer channels: every shape of layer timed once over a grid of channel counts.
 
-Kernels are timed by ONNX Runtime's profiler inside little models that hold a layer at all counts side by side, with
-random weights that depend on shapes alone: so every layer of one shape, and a later run with the same `--timings`,
-finds the same figures. Conversions of layout around a layer do not count, as in a whole model, where they are rare.
+Each point is a little model of nothing but the layer, with random weights that depend on shapes alone: so every layer
+of one shape, and a later run with the same `--timings`, finds the same figures. Its kernel is timed by ONNX Runtime's
+profiler, so that conversions of layout around it do not count, as in a whole model, where they are rare. A profile
+reads the wall clock, and the least of a few runs is undisturbed only where a run is short beside the time slices of a
+busy machine: longer kernels are timed by the thread's CPU time (`runtime.latency`), where conversions are little.
 """
 
 from __future__ import annotations
@@ -18,12 +20,13 @@ import onnx_graphsurgeon as gs
 
 from ...ir import Model, edit
 from ...ir.model import Header
-from ...runtime import profiling
+from ...runtime import latency, profiling
 
 RUNS = 8
+LONG, SECONDS = 2000.0, 0.1  # microseconds from which a kernel is timed by the CPU's clock, and for how long
 OPSET, IR_VERSION = 13, 8  # Conv, MatMul and Gemm have not changed since
-MOST = {1: 12, 2: 7, 3: 4}  # counts along each axis that are timed, by how many axes there are
-ROOM = 24_000_000  # elements of weights and outputs in one little model; wider layers are timed at fewer counts
+MOST = {1: 8, 2: 5, 3: 3}  # counts along each axis that are timed, by how many axes there are
+ROOM = 24_000_000  # elements of weight and output that a little model may hold
 
 Levels = tuple[tuple[int, ...], ...]
 
@@ -52,6 +55,11 @@ class Table:
     levels: Levels
     us: np.ndarray
 
+    @property
+    def full(self) -> float:
+        """Microseconds at the full counts."""
+        return float(self.us.flat[-1])
+
     def at(self, counts: Sequence[float]) -> float:
         """The time at these counts, as a share of the time at the full ones."""
         found = self.us
@@ -62,7 +70,7 @@ class Table:
                 continue
             part = min(max((count - level[k - 1]) / (level[k] - level[k - 1]), 0.0), 1.0)
             found = found[k - 1] * (1 - part) + found[k] * part
-        return float(found) / max(float(self.us.flat[-1]), 1e-9)
+        return float(found) / max(self.full, 1e-9)
 
 
 @dataclass
@@ -81,50 +89,45 @@ class Clock:
         return self.known[shape]
 
     def _timed(self, shape: Shape) -> Table:
-        for most in range(MOST[len(shape.full)], 1, -1):
-            levels = tuple(ladder(n, self.steps(n), most) for n in shape.full)
-            if sum(_elements(shape, p) for p in itertools.product(*levels)) <= ROOM:
-                return Table(levels, self._measure(shape, levels))
-        levels = tuple((0, n) for n in shape.full)
-        return Table(levels, np.array([float(all(p)) for p in itertools.product(*levels)]).reshape([2] * len(levels)))
+        levels: Levels
+        if _elements(shape, shape.full) > ROOM:
+            levels = tuple((0, n) for n in shape.full)
+            return Table(
+                levels, np.array([float(all(p)) for p in itertools.product(*levels)]).reshape([2] * len(levels))
+            )
+        levels = tuple(ladder(n, self.steps(n), MOST[len(shape.full)]) for n in shape.full)
+        us = [self._point(shape, point) for point in itertools.product(*levels)]
+        return Table(levels, np.array(us).reshape([len(level) for level in levels]))
 
-    def _measure(self, shape: Shape, levels: Levels) -> np.ndarray:
-        points = list(itertools.product(*levels))
-        model, feed = side_by_side(shape, points)
-        found = profiling.kernels(model, feed, threads=self.threads, timings=self.timings, runs=RUNS)
-        us = np.array([found.get(f"layer_{k}", np.nan) for k in range(len(points))])
-        us = np.where(np.isnan(us), np.nanmax(us, initial=1.0), us)  # a kernel that was renamed is never cheap
-        return us.reshape([len(level) for level in levels])
+    def _point(self, shape: Shape, point: Sequence[int]) -> float:
+        """Microseconds of the layer at these counts."""
+        model, feed = alone(shape, point)
+        kernel = profiling.kernels(model, feed, threads=self.threads, timings=self.timings, runs=RUNS)
+        us = max(kernel.values(), default=0.0)
+        if 0 < us < LONG:
+            return us
+        timed = latency.bench([model], feed, threads=self.threads, timings=self.timings, seconds=SECONDS, min_runs=5)
+        return timed[0].ms * 1e3
 
 
 def ladder(full: int, step: int, most: int) -> tuple[int, ...]:
-    """Ascending multiples of a step up to a count, and the count itself; about `most` of them, evenly."""
-    counts = list(range(step, full, step))
-    if len(counts) > most - 1:
-        counts = counts[(len(counts) - 1) % -(-len(counts) // (most - 1)) :: -(-len(counts) // (most - 1))]
-    return (*counts, full)
+    """Ascending multiples of a step up to a count, and the count itself; at most so many of them, evenly."""
+    some = {round(full * k / most / step) * step for k in range(1, most)}
+    return (*sorted(n for n in some if 0 < n < full), full)
 
 
-def side_by_side(shape: Shape, points: Sequence[Sequence[int]]) -> tuple[Model, dict[str, np.ndarray]]:
-    """A model of the layer at all of these counts, and random inputs."""
+def alone(shape: Shape, point: Sequence[int]) -> tuple[Model, dict[str, np.ndarray]]:
+    """A model of the layer at these counts, and a random input."""
     rng = np.random.default_rng(0)
     dtype = np.dtype(shape.dtype)
-    graph = gs.Graph([], [], [], name="layers", opset=OPSET)
+    size, weight, attrs = _built(shape, point)
+    x, y = gs.Variable("x", dtype, list(size)), gs.Variable("y", dtype, None)
+    graph = gs.Graph([], [x], [y], name="layer", opset=OPSET)
     model = Model(graph, Header(ir_version=IR_VERSION, opsets={"": OPSET}))
-    inputs: dict[tuple[int, ...], gs.Variable] = {}
-    feed: dict[str, np.ndarray] = {}
-    for k, point in enumerate(points):
-        size, weight, attrs = _built(shape, point)
-        if size not in inputs:
-            inputs[size] = edit.variable(model, "x", dtype, list(size))
-            graph.inputs.append(inputs[size])
-            feed[inputs[size].name] = rng.standard_normal(size).astype(dtype)
-        values = rng.standard_normal(weight) / np.sqrt(np.prod(weight[1:]))
-        y = edit.variable(model, "y", dtype, None)
-        operands = [inputs[size], edit.constant(model, "w", values.astype(dtype))]
-        edit.add(graph, edit.node(model, shape.op, operands, attrs, [y], name=f"layer_{k}"))
-        graph.outputs.append(y)
-    return model, feed
+    values = rng.standard_normal(weight) / np.sqrt(np.prod(weight[1:]))
+    operands = [x, edit.constant(model, "w", values.astype(dtype))]
+    edit.add(graph, edit.node(model, shape.op, operands, attrs, [y], name="layer"))
+    return model, {"x": rng.standard_normal(size).astype(dtype)}
 
 
 def _elements(shape: Shape, point: Sequence[int]) -> int:

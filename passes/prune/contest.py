@@ -27,7 +27,7 @@ from .trial import heads, spreads
 Array = np.ndarray
 MOST, FEWEST = 32, 12  # feeds of a contest; with fewer there is none
 CHECK = 4  # every so manieth of them is not fitted on
-WORK = 4e11  # MACs that all runs of a contest may take
+WORK = 2e11  # MACs that all runs of a contest may take
 
 
 class Contest:

@@ -24,7 +24,7 @@ from .score import Curvature
 from .timetable import timetable
 
 MARGIN = 1.01  # measured in the search above the speed-up asked for, so that the next measurement still shows it
-TRIES = 6
+TRIES = 7
 SECONDS = 1.5
 
 
@@ -38,11 +38,23 @@ class Pace:
 
     def units(self, strength: float) -> list[int]:
         """What goes at a strength: so much of the predicted time that goes at full strength."""
+        taken = self._taken(strength)
+        return self.steps.order.units[: self.steps.stops[taken - 1]] if taken else []
+
+    def _taken(self, strength: float) -> int:
+        """Steps at a strength."""
         if not self.count:
-            return []
+            return 0
         saved = strength * (self.steps.total - self.steps.us[self.count - 1])
         enough = (k for k in range(self.count) if self.steps.total - self.steps.us[k] >= saved * (1 - 1e-9))
-        return self.steps.order.units[: self.steps.stops[next(enough, self.count - 1)]]
+        return next(enough, self.count - 1) + 1
+
+    def to_json(self, strength: float) -> dict[str, float]:
+        """For the report: steps taken, and the speed-up that the tables predict (and that was measured, at 1)."""
+        taken = self._taken(strength)
+        predicted = self.steps.total / self.steps.us[taken - 1] if taken else 1.0
+        found = {"steps": taken, "predicted": round(predicted, 4)}
+        return found | {"measured": round(self.measured, 4)} if taken == self.count else found
 
 
 def pace(
@@ -86,10 +98,11 @@ def fewest(predicted: Sequence[float], wanted: float, measure: Callable[[int], f
     low, high, best, correction = 0, len(predicted), 0.0, 1.0
     if not predicted:
         return 0, 1.0
-    for _ in range(TRIES):
+    for attempt in range(TRIES):
         if high - low <= 1 and best:
             break
         guess = next((k + 1 for k, p in enumerate(predicted) if 1 + (p - 1) * correction >= wanted), high)
+        guess = (low + high) // 2 if best and attempt % 2 else guess  # a wrong slope would creep
         guess = min(max(guess, low + 1), max(high - 1, low + 1) if best else high)
         found = measure(guess)
         correction = (found - 1) / max(predicted[guess - 1] - 1, 1e-9)

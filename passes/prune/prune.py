@@ -221,7 +221,10 @@ class Prune(LossyPass):
             graph_order.sort(model)
             fitted = refit(model, plan.layers, plan.feeds, plan.goals, self._kept(plan, gone), ctx, plan.ridges)
         did = {"channels removed": len(gone), "of": len(plan.groups.units), "layers refitted": fitted}
-        return PassResult(True, did, skipped)
+        details: dict[str, Any] = {"contest": plan.contest} if plan.contest else {}
+        if plan.pace is not None:
+            details |= {"pace": plan.pace.to_json(strength)}
+        return PassResult(True, did, skipped, details)
 
     def _gone(self, plan: Plan, strength: float, ctx: Context) -> np.ndarray:
         if self.lossless or plan.held_back:

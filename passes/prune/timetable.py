@@ -1,7 +1,9 @@
 """The time of a whole model as channels leave it: a table for every layer, a share of the elements for the rest.
 
-What every node takes in the model as it is comes from one profile of it; how a layer's time falls, from the tables of
-`clock`. What is no layer (element-wise operators, pools, products of two activations) is taken in proportion.
+How a layer's time falls comes from the tables of `clock`; what every node takes in the model as it is, from one profile
+of it, but no more than the layer takes alone: a profile reads the wall clock, which other programs stretch. What is no
+layer (element-wise operators, pools, products of two activations) is taken in proportion. The whole is timed for
+itself; what the parts leave of it (conversions of layout, the runtime's own work) stays.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import onnx_graphsurgeon as gs
 
 from ...ir import Model
 from ...ir.flow import Product
-from ...runtime import profiling
+from ...runtime import latency, profiling
 from .clock import Clock, Shape, Table
 from .grouping import Groups
 from .ledger import Ledger
@@ -53,8 +55,9 @@ class Timetable:
     """What a model takes when a ledger has so much left. total: microseconds as it is."""
 
     def __init__(self, rows: Sequence[Row], ledger: Ledger, rest: Any, total: float):
-        self.rows, self.ledger, self.rest, self.total = list(rows), ledger, rest, total
-        self.fixed = total - sum(r.us for r in rows) - float(rest[0].sum())
+        self.rows, self.ledger, self.rest = list(rows), ledger, rest
+        self.fixed = max(total - sum(r.us for r in rows) - float(rest[0].sum()), 0.0)
+        self.total = self.fixed + sum(r.us for r in rows) + float(rest[0].sum())
         self.touching: dict[int, list[int]] = {}
         for k, row in enumerate(self.rows):
             for line in set(row.lines) - {-1}:
@@ -83,7 +86,7 @@ class Timetable:
 def timetable(model: Model, groups: Groups, feed: Mapping[str, Any], clock: Clock) -> Timetable:
     """Profile the model, and time its layers at fewer channels."""
     us = profiling.kernels(model, feed, threads=clock.threads, timings=clock.timings)
-    total = sum(us.values())
+    total = latency.bench([model], feed, threads=clock.threads, timings=clock.timings)[0].ms * 1e3
     nodes = {n.name: n for n in model.graph.nodes}
     rows, rest, owned = [], [], set()
     for product in groups.flow.products:
@@ -135,7 +138,9 @@ def _row(node: gs.Node, product: Product, us: float, groups: Groups, clock: Cloc
     lines = tuple(ledger.line(flow.atoms.resolve(c)) for c in cells)
     if lines == (-1, -1, -1):
         return None
-    return Row(node.name, us, shape.kind, shape.full, (lines[0], lines[1], lines[2]), clock.table(shape))
+    table = clock.table(shape)
+    least = min(us, table.full) if table.full > 1 else us  # 1: not timed
+    return Row(node.name, least, shape.kind, shape.full, (lines[0], lines[1], lines[2]), table)
 
 
 def _shape(node: gs.Node, product: Product, groups: Groups) -> Shape | None:

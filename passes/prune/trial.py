@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from onnx import helper
 
 from ...ir import Model, edit, ops, order
 from ...runtime.session import Session
+from .energy import ZEROS
 from .layers import Layer, matrix
 
 Array = np.ndarray
@@ -145,8 +147,30 @@ def _open_mask(model: Model, node: gs.Node, index: int, axis: int, count: int, g
     tensor = node.inputs[index]
     mask = edit.variable(model, f"{node.name}_mask", np.float32, [count] + [1] * (len(tensor.shape) - axis - 1))
     masked = edit.variable(model, f"{node.name}_masked", tensor.dtype, tensor.shape)
-    edit.add(model.graph, edit.node(model, "Mul", [tensor, mask], outputs=[masked]))
+    if tensor.dtype is None or np.dtype(tensor.dtype).kind == "f":
+        edit.add(model.graph, edit.node(model, "Mul", [tensor, mask], outputs=[masked]))
+    else:
+        _open_choice(model, node, index, mask, masked)
     edit.set_input(node, index, masked)
     model.graph.inputs.append(mask)
     given[mask.name] = np.ones(mask.shape, np.float32)
     return str(mask.name)
+
+
+def _open_choice(model: Model, node: gs.Node, index: int, mask: Any, masked: Any) -> None:
+    """An integer operand of which masked positions are its zero point."""
+    tensor, place = node.inputs[index], ZEROS.get(node.op, {}).get(index)
+    zero = None if place is None else edit.get(node, place)
+    wide = [_cast(model, t, np.int32) for t in (tensor, zero) if t is not None]
+    if zero is None:
+        wide.append(edit.constant(model, "zero", np.zeros((), np.int32)))
+    chosen = edit.variable(model, f"{node.name}_chosen", np.int32, tensor.shape)
+    edit.add(model.graph, edit.node(model, "Where", [_cast(model, mask, np.bool_), *wide], outputs=[chosen]))
+    _cast(model, chosen, tensor.dtype, masked)
+
+
+def _cast(model: Model, tensor: Any, dtype: Any, out: Any = None) -> Any:
+    out = edit.variable(model, "cast", np.dtype(dtype), tensor.shape) if out is None else out
+    to = int(helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
+    edit.add(model.graph, edit.node(model, "Cast", [tensor], {"to": to}, [out]))
+    return out
