@@ -12,7 +12,7 @@ import onnx_graphsurgeon as gs
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
 from .errors import ModelError
-from .importing import np_dtype, tensor_shape
+from .importing import UnsetText, np_dtype, tensor_shape
 from .model import Model, nbytes
 from .values import ExternalValues, ProtoValues
 
@@ -182,6 +182,8 @@ class Exporter:
 
 
 def _plain_attribute(key: str, value: Any, kind: int | None) -> AttributeProto:
+    if isinstance(value, UnsetText):
+        return AttributeProto(name=key, type=AttributeProto.STRING)
     if isinstance(value, np.ndarray):
         value = value.tolist()
     if kind in (AttributeProto.FLOAT, AttributeProto.FLOATS) and not isinstance(value, (str, bytes)):

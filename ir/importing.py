@@ -46,6 +46,10 @@ def tensor_shape(tensor_type: Any) -> list[Any] | None:
     ]
 
 
+class UnsetText(str):
+    """The value of a text attribute that has none: no text, but written back as it was, since onnx tells them apart."""
+
+
 class _Names:
     """Names already taken, and new ones for those that clash."""
 
@@ -193,7 +197,7 @@ class _Importer:
         if proto.type in _LISTS:
             return list(getattr(proto, _LISTS[proto.type]))
         if proto.type == AttributeProto.STRING:
-            return _text(proto.s)
+            return _text(proto.s) if proto.HasField("s") else UnsetText()
         if proto.type == AttributeProto.STRINGS:
             return [_text(s) for s in proto.strings]
         if proto.type == AttributeProto.TENSOR:

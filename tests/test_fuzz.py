@@ -2,7 +2,7 @@
 
 import fuzzing
 import pytest
-from onnx import TensorProto, helper
+from onnx import AttributeProto, TensorProto, helper
 from onnxslim_opt.ir import shapes, text
 from onnxslim_opt.ir.errors import ModelError
 
@@ -79,3 +79,11 @@ def test_a_definition_that_nobody_knows_is_left_alone():
     graph = helper.make_graph([node], "g", [value("x", TensorProto.FLOAT, [2])], [value("y", TensorProto.FLOAT, [2])])
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid("com.example", 1)])
     assert len(list(ir.from_bytes(proto.SerializeToString()).nodes())) == 1
+
+
+def test_a_text_attribute_without_a_value_stays_one():
+    model = text.parse("g (float[2,3] x, int64[2] t) => (float y) { y = SoftmaxCrossEntropyLoss(x, t) }")
+    proto = ir.to_proto(model)
+    proto.graph.node[0].attribute.append(AttributeProto(name="reduction", type=AttributeProto.STRING))
+    again = ir.to_proto(ir.from_proto(proto)).graph.node[0].attribute[0]
+    assert again.name == "reduction" and not again.HasField("s")
