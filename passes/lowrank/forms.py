@@ -35,7 +35,7 @@ class Form(ABC):
 
     letters: the einsum's indices that count the rank, one for each entry of it. nested: the sketch at a lower rank is
     a slice of the sketch at a higher one. every: which of the grid's ranks are tried, where each is dear.
-    closed: with its refit the start is the optimum, nothing is left to improve.
+    closed: the start is the optimum, with nothing left to fit (see `components`).
     """
 
     name: ClassVar[str]
@@ -67,6 +67,10 @@ class Form(ABC):
     def sketch(self, layer: Layer, rank: Rank, norm: Norm) -> list[Array]:
         """A cheaper start, good enough to estimate errors from."""
         return self.start(layer, rank, norm)
+
+    def components(self, layer: Layer, rank: Rank, norm: Norm) -> list[Array]:
+        """The factors of a closed form and the energy that each component explains; of other forms the sketch."""
+        return self.sketch(layer, rank, norm)
 
     @abstractmethod
     def stages(self, layer: Layer, factors: Sequence[Array]) -> list[Stage]:
@@ -102,20 +106,28 @@ def kernel_letters(layer: Layer) -> str:
     return "ijk"[: layer.rank]
 
 
-def rowspace(matrix: Array, norm: Norm, rank: int) -> Array:
-    """(r, n) whose rows span the best rank-r approximation of `matrix` (m, n) in the norm of its columns.
+def principal(matrix: Array, norm: Norm, rank: int) -> tuple[Array, Array, Array]:
+    """(outer (m, r), rows (r, n), energies (r,)): the best rank-r approximation outer·rows of `matrix` (m, n).
 
-    Eckart–Young in the norm of M: with matrix·L = P Σ Qᵀ and M = L Lᵀ the best approximation is P_r P_rᵀ·matrix, so
-    P_rᵀ·matrix (no inverse of L), or equally Q_rᵀ·L⁻¹ where columns are fewer than rows.
+    Eckart–Young in the norm of M: with matrix·L = P Σ Qᵀ and M = L Lᵀ it is P_r P_rᵀ·matrix (no inverse of L), or
+    where columns are fewer than rows matrix·L·Q_r times Q_rᵀ·L⁻¹. Energies are those that each component explains.
     """
     m, n = matrix.shape
+    rank = min(rank, m, n)
     if m <= n:
-        _, vectors = linalg.eigh(norm.inner(matrix), subset_by_index=[m - min(rank, m), m - 1])
-        return vectors[:, ::-1].T @ matrix
+        values, vectors = linalg.eigh(norm.inner(matrix), subset_by_index=[m - rank, m - 1])
+        outer = vectors[:, ::-1]
+        return outer, outer.T @ matrix, values[::-1]
     lower = norm.cholesky
     weighted = matrix @ lower
-    _, vectors = linalg.eigh(weighted.T @ weighted, subset_by_index=[n - min(rank, n), n - 1])
-    return linalg.solve_triangular(lower, vectors[:, ::-1], lower=True, trans="T").T
+    values, vectors = linalg.eigh(weighted.T @ weighted, subset_by_index=[n - rank, n - 1])
+    rows = linalg.solve_triangular(lower, vectors[:, ::-1], lower=True, trans="T").T
+    return weighted @ vectors[:, ::-1], rows, values[::-1]
+
+
+def rowspace(matrix: Array, norm: Norm, rank: int) -> Array:
+    """(r, n) whose rows span the best rank-r approximation of `matrix` (m, n) in the norm of its columns."""
+    return principal(matrix, norm, rank)[1]
 
 
 class Svd(Form):
@@ -138,8 +150,12 @@ class Svd(Form):
         return (layer.outputs, rank[0]), (rank[0], *layer.weight.shape[1:])
 
     def start(self, layer: Layer, rank: Rank, norm: Norm) -> list[Array]:
-        inner = rowspace(layer.flat, norm, rank[0])
-        return [np.zeros((layer.outputs, rank[0])), inner.reshape(-1, *layer.weight.shape[1:])]
+        return self.components(layer, rank, norm)[:2]
+
+    def components(self, layer: Layer, rank: Rank, norm: Norm) -> list[Array]:
+        """The optimum, and as a third array what each component explains."""
+        outer, inner, energies = principal(layer.flat, norm, rank[0])
+        return [outer, inner.reshape(-1, *layer.weight.shape[1:]), energies]
 
     def stages(self, layer: Layer, factors: Sequence[Array]) -> list[Stage]:
         outer, inner = factors

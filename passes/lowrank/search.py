@@ -68,10 +68,10 @@ def trials(layer: Layer, norm: Norm, forms: Sequence[Form], pick: Callable[[Form
 
 
 def sketched(form: Form, layer: Layer, norm: Norm, chosen: Sequence[Rank]) -> tuple[Array, ...]:
-    """The start at the highest of the ranks, which holds those at the others where the form is nested."""
+    """The `components` at the highest of the ranks, which hold those at the others where the form is nested."""
     if not chosen or not (form.nested or len(chosen) == 1):
         return ()
-    return tuple(form.sketch(layer, tuple(max(column) for column in zip(*chosen)), norm))
+    return tuple(form.components(layer, tuple(max(column) for column in zip(*chosen)), norm))
 
 
 def errors(
@@ -89,6 +89,9 @@ def errors(
     spec, sizes = form.spec(layer), [dict(zip(form.letters, r)) for r in chosen]
     if form.nested:
         sketch = sketch or sketched(form, layer, norm, chosen)
+        if form.closed:
+            explained = np.cumsum(sketch[-1])
+            return [float(max(0.0, 1 - explained[r[0] - 1] / total)) if total > 0 else 0.0 for r in chosen]
         if len(form.letters) == 1:
             return fit.errors(spec, sketch, layer.weight, norm, sizes, total)
         return [fit.errors(spec, fit.cut(spec, sketch, s), layer.weight, norm, [{}], total)[0] for s in sizes]
@@ -99,6 +102,8 @@ def errors(
 def factors(form: Form, layer: Layer, norm: Norm, rank: Rank, sketch: Sequence[Array] = ()) -> list[Array]:
     """The factors of one option, refined as far as the flops allow. sketch: of `sketched`."""
     spec = form.spec(layer)
+    if form.closed:
+        return fit.cut(spec, sketch or form.start(layer, rank, norm), dict(zip(form.letters, rank)))
     if sketch and not form.nested:
         start = fit.refit(spec, sketch, layer.weight, norm)
     elif form.nested and len(form.letters) == 1:
@@ -106,8 +111,6 @@ def factors(form: Form, layer: Layer, norm: Norm, rank: Rank, sketch: Sequence[A
         start = fit.refit(spec, begun, layer.weight, norm)
     else:
         start = fit.refit(spec, form.start(layer, rank, norm), layer.weight, norm)
-    if form.closed:
-        return start
     if len(form.letters) > 1:  # HOOI's norm is not quite the layer's: its own starting point may be the better one
         begun = fit.cut(spec, sketch, dict(zip(form.letters, rank))) if sketch else form.sketch(layer, rank, norm)
         other = fit.refit(spec, begun, layer.weight, norm)
