@@ -84,7 +84,7 @@ def test_integers_get_better():
     ctx = context(model, feeds(24))
     level = {}
     for on in (False, True):
-        p, new = Quant(compute="all", floor=0.0, equalise=on), model.copy()
+        p, new = Quant(compute="all", floor=0.0, equalise=on, calibrate="mse"), model.copy()
         p.apply(new, p.plan(model, ctx), 1.0, ctx)
         level[on] = sqnr(model, new, feeds(8, seed=5))
     assert level[True] > level[False] + 2
