@@ -22,9 +22,10 @@ from .planning import Choice, Plan
 
 PAYS = 1.04  # a region must be this much faster than float in the pairwise timing: its own spread is 1 to 2 %
 SECONDS = 2.0  # of timing for each candidate
-ROUNDS, LOOKED_AT = 4, 4  # tries to hold the floor, and feeds that it is measured on
+ROUNDS, LOOKED_AT = 4, 8  # tries to hold the floor, and feeds that it is measured on
 MISSED = 3.0  # dB below the floor beyond which a set is not used
 BORDERS = (0.5, 1.0, 2.0, 4.0)  # factors on the cost of conversions: many small regions, few large ones
+CLOSE, FARTHEST = 0.5, 10.0  # dB above the floor that are not worth another try, and that are tried at once
 CHEAP, DEAR = -2.0, 10.0  # decades of the price of noise
 HALVINGS = 12  # of that range
 Propose = Callable[[float], set[str]]
@@ -46,7 +47,10 @@ def _fastest(plan: Plan, model: Model, ctx: Context, compute: str, floor_db: flo
         plan.costs = _measured(plan, ctx)
     found = candidates(plan, ctx, compute, floor_db, share)
     if not found:
-        return Choice(frozenset(), None, "nothing is left to compute in integers")
+        why = (
+            f"integers do not come near the {floor_db:g} dB asked for" if plan.able else "nothing is left for integers"
+        )
+        return Choice(frozenset(), None, why)
     if compute == "all":
         return found[0]
     if not ctx.target.native:
@@ -90,22 +94,25 @@ def _held(plan: Plan, levels: _Levels, label: str, propose: Propose, floor_db: f
     """Proposed nodes that hold the floor with the lowest aim found; the quietest that were tried when none do,
     unless that is far below."""
     assert plan.base is not None
-    aim, low, high = max(plan.aims.get(label, floor_db), floor_db), math.inf, math.inf
+    aim, low, high = max(plan.aims.get(label, floor_db), floor_db), -math.inf, math.inf
     tried, best = dict[frozenset[str], float](), None
     for _ in range(ROUNDS):
         nodes = frozenset(regions.only_useful(plan.base, propose(aim), plan.target))
-        tried[nodes] = levels.of(nodes)
-        if tried[nodes] >= floor_db:
-            best, high = nodes, aim
-        else:
+        spare = levels.of(nodes) - floor_db
+        tried[nodes] = spare
+        if spare < 0:
             low = max(aim, min(_db(_noise(plan, nodes)), high))
-        if low == math.inf:
+            aim = low - spare + 0.5 if best is None else (low + high) / 2
+        elif nodes == best or spare < CLOSE:
+            best, high = nodes, aim
             break
-        aim = (low + high) / 2 if best is not None else low + floor_db - tried[nodes] + 0.5
+        else:
+            best, high = nodes, aim
+            aim = (low + high) / 2 if low > -math.inf else high - min(spare, FARTHEST)
     plan.aims[label] = min(high, aim)
     if best is None:
         best = max(tried, key=lambda n: tried[n])
-        return best if tried[best] >= floor_db - MISSED or plan.kept else frozenset()
+        return best if tried[best] >= -MISSED or plan.kept else frozenset()
     return best
 
 

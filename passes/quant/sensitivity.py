@@ -25,7 +25,7 @@ from .statistics import Statistics
 
 MASK = 1e4  # values beyond it are no features but "nowhere", as in the masks of attention
 MEASURED = 48  # groups that are run; the others have less noise of their own
-FEEDS = 2  # for tensors; weights are looked at on one, as their error is the same for every input
+FEEDS = 4  # for tensors; weights are looked at on one, as their error is the same for every input
 Changed = Callable[[], dict[str, np.ndarray]]
 
 
