@@ -39,9 +39,9 @@ test: lint types ## lint, types, and the tests (under 15 minutes on 2 cores)
 test-all: $(VENV)/.test ## every test, the slow ones too
 	$(BIN)/python -m pytest -m ''
 
-bench: $(VENV)/.test ## measure on real models, INT8 beside ONNX Runtime's own and, with NNCF=PYTHON, beside NNCF
+bench: $(VENV)/.test ## measure on real models, INT8 beside ONNX Runtime's own and, with NNCF=PYTHON AIMET=PYTHON, beside these
 	$(BIN)/python benchmarks/run.py --out bench-out
-	$(BIN)/python benchmarks/quant.py --out bench-out/quant $(if $(NNCF),--peer nncf=$(NNCF))
+	$(BIN)/python benchmarks/quant.py --out bench-out/quant $(if $(NNCF),--peer nncf=$(NNCF)) $(if $(AIMET),--peer aimet=$(AIMET))
 
 clean:
 	rm -rf $(VENV) .build build dist *.egg-info demo-out bench-out .pytest_cache .mypy_cache .ruff_cache .hypothesis

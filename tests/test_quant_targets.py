@@ -5,7 +5,7 @@ import onnx_graphsurgeon as gs
 import pytest
 from onnxslim_opt.ir import edit, ops
 from onnxslim_opt.passes.dynquant import DynQuant
-from onnxslim_opt.passes.quant import Quant
+from onnxslim_opt.passes.quant import Quant, choosing
 from onnxslim_opt.passes.transaction import tidy
 from onnxslim_opt.passes.weightquant import WeightQuant
 from quant_nets import Net, cnn, context, images, session, sqnr
@@ -68,6 +68,15 @@ def test_openvino_adds_to_what_a_convolution_hands_over_unrounded():
     new = quantized(cnn(), images(), "openvino")
     (add,) = [n for n in new.graph.nodes if n.op == "Add"]
     assert sorted(edit.producer(t).op for t in add.inputs) == ["Conv", "DequantizeLinear"]
+
+
+@pytest.mark.parametrize("target", ["openvino", "tensorrt"])
+def test_a_sum_that_stays_float_has_statistics_for_what_it_adds(target):
+    model, ctx = cnn(), context(cnn(), images(), target)
+    plan = Quant(compute="all", floor=0).plan(model, ctx)
+    new = choosing.build(plan, frozenset(plan.able) - {"sum_node", "relu_s_node"})
+    ir.verify.check(new)
+    assert sqnr(model, new, images(4)) > 20
 
 
 def test_cpu_targets_quantize_both_sides_of_a_residual():

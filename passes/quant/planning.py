@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -95,7 +95,9 @@ def make(
     able, skips = eligible.find(base, ctx.target, excluded)
     nodes = between(base, able)
     full = placement.place(base, nodes, ctx.target)
-    seen = statistics.collect(base, full.quantized(), settings, ctx, ctx.fit)
+    apart = placement.place(base, nodes, replace(ctx.target, residual=True))  # what a residual leaves to its kernel now
+    names = dict.fromkeys((*full.quantized(), *apart.quantized()))  # counts where the sum stays float
+    seen = statistics.collect(base, names, settings, ctx, ctx.fit)
     rounded = _rounded(base, ctx, settings)
     stats = Statistics(settings, seen, probe.shapes(base, ctx.fit.first()), rounded, _methods(base, overrides))
     noise = sensitivity.measure(base, full, stats, ctx.fit, ctx)

@@ -63,7 +63,7 @@ def _loud(placement: Placement, stats: Statistics, noise: Mapping[str, float], m
 
 def _descend(trial: _Trial, group: str, seen: Sequence[calibrate.Seen], ends: Ends) -> tuple[Ends | None, float]:
     """The best range found by moving first the upper end, then the lower, and what part of the noise it leaves; None
-    when nothing is clearly better."""
+    when nothing is clearly better, on other feeds too."""
     extremes, own = calibrate.minmax(seen), PATIENCE * trial.own(seen, ends)
     first = least = trial.noise(group, ends)
     best = ends
@@ -76,7 +76,9 @@ def _descend(trial: _Trial, group: str, seen: Sequence[calibrate.Seen], ends: En
                 if level >= least:
                     break
                 best, least = moved, level
-    return (best, least / first) if least < BETTER * first else (None, 1.0)
+    if least >= BETTER * first or trial.noise(group, best, unseen=True) >= trial.noise(group, ends, unseen=True):
+        return None, 1.0
+    return best, least / first
 
 
 def _outward(ends: Ends, extremes: Ends, side: int) -> Ends:
@@ -108,8 +110,9 @@ class _Trial:
             self.off |= self._fed(names, False, idle)
         order.sort(copy)
         self.session = Session(copy, threads=ctx.workers)
-        self.feeds = list(feeds.spread(FEEDS))
-        self.plain = [self.session.run({**feed, **self.off}) for feed in self.feeds]
+        chosen = list(feeds.spread(2 * FEEDS))
+        self.feeds = {False: chosen[::2], True: chosen[1::2] or chosen}  # to choose by, and to confirm by
+        self.plain = {k: [self.session.run({**f, **self.off}) for f in some] for k, some in self.feeds.items()}
 
     def _open(self, model: Model, members: Sequence[str]) -> tuple[str, str, str]:
         """Names of the inputs: switch, scale and zero point."""
@@ -135,7 +138,8 @@ class _Trial:
         """Expected squared error of the tensors themselves."""
         return sum(calibrate.expected_noise(s, self._scale(ends))[1] for s in seen)
 
-    def noise(self, group: str, ends: Ends) -> float:
-        """At the outputs, with this group alone quantized in the range."""
+    def noise(self, group: str, ends: Ends, unseen: bool = False) -> float:
+        """At the outputs, with this group alone quantized in the range. unseen: on feeds that chose nothing."""
         on = {**self.off, **self._fed(self.inputs[group], True, self._scale(ends))}
-        return sensitivity.noise_of(self.plain, [self.session.run({**feed, **on}) for feed in self.feeds])
+        runs = [self.session.run({**feed, **on}) for feed in self.feeds[unseen]]
+        return sensitivity.noise_of(self.plain[unseen], runs)
