@@ -104,8 +104,8 @@ def unbroadcast(g: Array, shape: tuple[int, ...]) -> Array:
     return g.sum(tuple(a for a, n in enumerate(shape) if n == 1 and g.shape[a] != 1), keepdims=True)
 
 
-def _conv(self: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, Array]:
-    geo, sizes = unfold.geometry(self.node), x[0].shape[2:]
+def _conv(own: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, Array]:
+    geo, sizes = unfold.geometry(own.node), x[0].shape[2:]
     pads = unfold.pads(geo, sizes)
     spans = [(k - 1) * d + 1 for k, d in zip(geo.kernel, geo.dilations)]
     more = [
@@ -118,37 +118,37 @@ def _conv(self: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, Arra
         "pads": [p[0] for p in pads] + [p[1] for p in pads],
         "output_padding": more,
     }
-    return {0: self.lone(g.shape, "ConvTranspose", attrs, [g, x[1]])[0]}
+    return {0: own.lone(g.shape, "ConvTranspose", attrs, [g, x[1]])[0]}
 
 
-def _matmul(self: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, Array]:
+def _matmul(own: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, Array]:
     if min(x[0].ndim, x[1].ndim) < 2:
-        raise PassError(f"no gradient is known through '{self.node.name}' (MatMul with a vector)")
+        raise PassError(f"no gradient is known through '{own.node.name}' (MatMul with a vector)")
     found = {}
-    if 0 in self.wanted:
+    if 0 in own.wanted:
         found[0] = unbroadcast(g @ np.swapaxes(x[1], -1, -2), x[0].shape)
-    if 1 in self.wanted:
+    if 1 in own.wanted:
         found[1] = unbroadcast(np.swapaxes(x[0], -1, -2) @ g, x[1].shape)
     return found
 
 
-def _gemm(self: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, Array]:
-    attrs = self.node.attrs
+def _gemm(own: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, Array]:
+    attrs = own.node.attrs
     alpha = float(attrs.get("alpha", 1.0))
     a, b = (x[k].T if attrs.get(t, 0) else x[k] for k, t in ((0, "transA"), (1, "transB")))
     found = {}
-    if 0 in self.wanted:
+    if 0 in own.wanted:
         found[0] = alpha * (g @ b.T).T if attrs.get("transA", 0) else alpha * (g @ b.T)
-    if 1 in self.wanted:
+    if 1 in own.wanted:
         found[1] = alpha * (a.T @ g).T if attrs.get("transB", 0) else alpha * (a.T @ g)
-    if 2 in self.wanted:
+    if 2 in own.wanted:
         found[2] = unbroadcast(float(attrs.get("beta", 1.0)) * g, x[2].shape)
     return found
 
 
-def _binary(self: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, Array]:
+def _binary(own: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, Array]:
     a, b = x
-    op = self.node.op
+    op = own.node.op
     left: Callable[[], Array] = {"Add": lambda: g, "Sub": lambda: g, "Mul": lambda: g * b, "Div": lambda: g / b}[op]
     right: Callable[[], Array] = {
         "Add": lambda: g,
@@ -156,22 +156,22 @@ def _binary(self: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, Ar
         "Mul": lambda: g * a,
         "Div": lambda: -g * y / b,
     }[op]
-    return {k: unbroadcast(one(), x[k].shape) for k, one in ((0, left), (1, right)) if k in self.wanted}
+    return {k: unbroadcast(one(), x[k].shape) for k, one in ((0, left), (1, right)) if k in own.wanted}
 
 
-def _sum(self: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, Array]:
-    return {k: unbroadcast(g, x[k].shape) for k in self.wanted}
+def _sum(own: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, Array]:
+    return {k: unbroadcast(g, x[k].shape) for k in own.wanted}
 
 
-def _softmax(self: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, Array]:
-    old = self.model.opset < 13
-    axis = int(self.node.attrs.get("axis", 1 if old else -1)) % y.ndim
+def _softmax(own: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, Array]:
+    old = own.model.opset < 13
+    axis = int(own.node.attrs.get("axis", 1 if old else -1)) % y.ndim
     axes = tuple(range(axis, y.ndim)) if old else (axis,)
     return {0: y * (g - (g * y).sum(axes, keepdims=True))}
 
 
-def _reduce(self: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, Array]:
-    node, ndim = self.node, x[0].ndim
+def _reduce(own: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, Array]:
+    node, ndim = own.node, x[0].ndim
     if node.op == "GlobalAveragePool":
         axes: tuple[int, ...] = tuple(range(2, ndim))
     else:
@@ -185,31 +185,31 @@ def _reduce(self: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, Ar
     return {0: np.broadcast_to(g.reshape(kept) / count, x[0].shape)}
 
 
-def _batchnorm(self: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, Array]:
-    if self.node.attrs.get("training_mode", 0):
-        raise PassError(f"no gradient is known through '{self.node.name}' (BatchNormalization in training)")
-    factor = x[1] / np.sqrt(x[4] + float(self.node.attrs.get("epsilon", 1e-5)))
+def _batchnorm(own: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, Array]:
+    if own.node.attrs.get("training_mode", 0):
+        raise PassError(f"no gradient is known through '{own.node.name}' (BatchNormalization in training)")
+    factor = x[1] / np.sqrt(x[4] + float(own.node.attrs.get("epsilon", 1e-5)))
     return {0: g * factor.reshape(-1, *[1] * (g.ndim - 2))}
 
 
-def _layernorm(self: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, Array]:
-    axes = tuple(range(int(self.node.attrs.get("axis", -1)) % x[0].ndim, x[0].ndim))
+def _layernorm(own: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, Array]:
+    axes = tuple(range(int(own.node.attrs.get("axis", -1)) % x[0].ndim, x[0].ndim))
     centred = x[0] - x[0].mean(axes, keepdims=True)
-    spread = np.sqrt(np.square(centred).mean(axes, keepdims=True) + float(self.node.attrs.get("epsilon", 1e-5)))
+    spread = np.sqrt(np.square(centred).mean(axes, keepdims=True) + float(own.node.attrs.get("epsilon", 1e-5)))
     unit, inner = centred / spread, g * x[1]
     apart = inner - inner.mean(axes, keepdims=True) - unit * (inner * unit).mean(axes, keepdims=True)
     return {0: apart / spread}
 
 
-def _maxpool(self: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, Array]:
-    attrs = {k: v for k, v in self.node.attrs.items() if k != "storage_order"}
-    where = self.lone(x[0].shape, "MaxPool", attrs, [x[0]], outputs=2)[1]
+def _maxpool(own: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, Array]:
+    attrs = {k: v for k, v in own.node.attrs.items() if k != "storage_order"}
+    where = own.lone(x[0].shape, "MaxPool", attrs, [x[0]], outputs=2)[1]
     return {0: np.bincount(where.reshape(-1), g.reshape(-1), x[0].size)}
 
 
-def _averagepool(self: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, Array]:
+def _averagepool(own: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, Array]:
     """By the positions that each window holds: an average is a sum of taps, shifted, over their number."""
-    node, sizes = self.node, x[0].shape[2:]
+    node, sizes = own.node, x[0].shape[2:]
     kernel = tuple(node.attrs["kernel_shape"])
     ones, zeros = [1] * len(kernel), [0] * (2 * len(kernel))
     flat = node.attrs.get("pads", zeros)
@@ -220,62 +220,62 @@ def _averagepool(self: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[in
         tuple(node.attrs.get("dilations", ones)), tuple(zip(flat[: len(kernel)], flat[len(kernel) :])),
         str(node.attrs.get("auto_pad", "NOTSET")),
     )  # fmt: skip
-    if y.shape not in self.kept:
+    if y.shape not in own.kept:
         inside = np.arange(1, int(np.prod(sizes)) + 1, dtype=np.float64).reshape(1, 1, *sizes)
         places = np.arange(unfold.count(geo, inside.shape))
-        self.kept[y.shape] = unfold.rows(geo, inside, places)[0].astype(np.int64)
-    held = self.kept[y.shape]  # [windows, taps], 0: padding
+        own.kept[y.shape] = unfold.rows(geo, inside, places)[0].astype(np.int64)
+    held = own.kept[y.shape]  # [windows, taps], 0: padding
     count = held.shape[1] if node.attrs.get("count_include_pad", 0) else np.maximum((held > 0).sum(1), 1)
     each = (g.reshape(-1, len(held)) / count).repeat(held.shape[1], 1)
     size = int(np.prod(sizes)) + 1
     return {0: np.stack([np.bincount(held.reshape(-1), row, size)[1:] for row in each])}
 
 
-def _move(self: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, Array]:
+def _move(own: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, Array]:
     found = {}
-    for k in self.wanted:
+    for k in own.wanted:
         key = (k, *(np.shape(a) for a in x))
-        if key not in self.kept:
-            self.kept[key] = _positions(self, x, k)
-        found[k] = np.bincount(self.kept[key], g.reshape(-1), x[k].size + 1)[1:]
+        if key not in own.kept:
+            own.kept[key] = _positions(own, x, k)
+        found[k] = np.bincount(own.kept[key], g.reshape(-1), x[k].size + 1)[1:]
     return found
 
 
-def _positions(self: Adjoint, x: Sequence[Any], index: int) -> Array:
+def _positions(own: Adjoint, x: Sequence[Any], index: int) -> Array:
     """From which position of an input each position of the output came, counted from 1; 0: from elsewhere."""
     if x[index].size >= EXACT:
-        raise PassError(f"no gradient is known through '{self.node.name}': too large")
+        raise PassError(f"no gradient is known through '{own.node.name}': too large")
     marked = [np.zeros_like(a) if a is not None and a.dtype.kind == "f" else a for a in x]
-    if self.node.op == "Resize":  # scales are floats too, and constants
+    if own.node.op == "Resize":  # scales are floats too, and constants
         marked[1:] = list(x[1:])
     marked[index] = np.arange(1, x[index].size + 1, dtype=np.float32).reshape(x[index].shape)
-    run = lone_session(self.model, self.node.op, self.node.domain, self.node.attrs, marked)
+    run = lone_session(own.model, own.node.op, own.node.domain, own.node.attrs, marked)
     out = run.run({f"x{k}": a for k, a in enumerate(marked) if a is not None and f"x{k}" in run.inputs})
     return np.asarray(out["y"]).reshape(-1).astype(np.int64)
 
 
-def _resize(self: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, Array]:
-    if self.node.attrs.get("mode", "nearest") != "nearest":
-        raise PassError(f"no gradient is known through '{self.node.name}' (Resize that interpolates)")
-    return _move(self, x, y, g)
+def _resize(own: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, Array]:
+    if own.node.attrs.get("mode", "nearest") != "nearest":
+        raise PassError(f"no gradient is known through '{own.node.name}' (Resize that interpolates)")
+    return _move(own, x, y, g)
 
 
-def _slope(self: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, Array]:
+def _slope(own: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, Array]:
     """Of an element-wise function of the first input."""
     if y.shape != x[0].shape:
-        raise PassError(f"no gradient is known through '{self.node.name}' ({self.node.op} that repeats its input)")
+        raise PassError(f"no gradient is known through '{own.node.name}' ({own.node.op} that repeats its input)")
     step = (STEP * (1 + np.abs(x[0]))).astype(x[0].dtype)
     above, below = (
-        self.lone(x[0].shape, self.node.op, self.node.attrs, [moved, *x[1:]])[0] for moved in (x[0] + step, x[0] - step)
+        own.lone(x[0].shape, own.node.op, own.node.attrs, [moved, *x[1:]])[0] for moved in (x[0] + step, x[0] - step)
     )
     return {0: g * (above - below) / (2 * step)}
 
 
-def _relu(self: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, Array]:
+def _relu(own: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, Array]:
     return {0: g * (y > 0)}
 
 
-def _sigmoid(self: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, Array]:
+def _sigmoid(own: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, Array]:
     return {0: g * y * (1 - y)}
 
 

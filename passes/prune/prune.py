@@ -140,7 +140,7 @@ class Prune(LossyPass):
         goals = planning.goals(model, kinds, feeds, ctx) if self.refit or criterion == "obs" else {}
         curves = planning.curvatures(model, found, kinds, goals, feeds, ctx) if criterion == "obs" else []
         extra = self._fixed(model, found, criterion, ctx) if criterion != "obs" else {}
-        if goals and real:
+        if self.refit and real:
             planning.emphasise(curves, goals, fisher.collect(model, kinds, goals, feeds, ctx))
         plan = Plan(found, Order(), kinds, goals, feeds, ridges=RIDGES if real else DISTRUST)
         plan.order = self._contested(plan, curves, ctx) if criterion == "obs" else self._ordered(plan, [], extra, ctx)
