@@ -10,6 +10,7 @@ import numpy as np
 from ...ir import Model
 from ...ir import order as graph_order
 from ...ir.errors import OptionError
+from ...runtime.feeds import Feeds
 from ..base import Context, LossyPass, PassResult, Skip
 from . import contest, criteria, dead, energy, fisher, grouping, overrides, sensitivity, synthetic
 from . import plan as planning
@@ -140,7 +141,7 @@ class Prune(LossyPass):
         goals = planning.goals(model, kinds, feeds, ctx) if self.refit or criterion == "obs" else {}
         curves = planning.curvatures(model, found, kinds, goals, feeds, ctx) if criterion == "obs" else []
         extra = self._fixed(model, found, criterion, ctx) if criterion != "obs" else {}
-        if self.refit and real:
+        if self._contests(model, feeds) and real:
             planning.emphasise(curves, goals, fisher.collect(model, kinds, goals, feeds, ctx))
         plan = Plan(found, Order(), kinds, goals, feeds, ridges=RIDGES if real else DISTRUST)
         plan.order = self._contested(plan, curves, ctx) if criterion == "obs" else self._ordered(plan, [], extra, ctx)
@@ -156,9 +157,15 @@ class Prune(LossyPass):
             plan.pace = pace(model, found, curves, extra, self.speedup, *rounding, ctx, fixed)
             return plan.pace.steps.order
         order = greedy(found, curves, extra, self.scope, self._enough(len(found.units)), self._currency, fixed)
-        if not curves or fixed or not self.swaps:
+        if not curves or fixed or not self.swaps or not self._contests(found.flow.model, plan.feeds):
             return order
         return swapped(found, order, self._chosen(found, order, 1.0, ctx).tolist(), curves, extra)
+
+    def _contests(self, model: Model, feeds: Feeds | None) -> bool:
+        """Whether ways to weigh losses are tried in earnest. Where they are not, neither are swaps nor weighted rows:
+        by a percent they may as well harm."""
+        known = feeds is not None and self.refit and self.speedup is None
+        return known and contest.affordable(model, feeds, len(WAYS))  # type: ignore[arg-type]
 
     def _contested(self, plan: Plan, curves: list[Curvature], ctx: Context) -> Order:
         """The order that prunes best, of several ways to weigh losses."""
@@ -167,8 +174,7 @@ class Prune(LossyPass):
         pairs = energy.shares(model, found.flow, {c.node for c in curves}, feeds, ctx)
         plain = [replace(c, emphasis=None, rows={}) for c in curves]
         factors = sensitivity.measured(model, found, plan.layers, plain, pairs, feeds, ctx)
-        wide = self.refit and self.speedup is None and contest.affordable(model, feeds, len(WAYS))
-        ways = WAYS if wide else WAYS[:1]
+        ways = WAYS if self._contests(model, feeds) else WAYS[:1]
         orders = []
         for power, by_output in ways:
             mine = curves if by_output else plain
