@@ -251,7 +251,8 @@ def test_time_is_linear_in_nodes():
         return time.process_time() - start
 
     seconds(50)
-    assert seconds(4000) < 12 * max(seconds(800), 0.02)
+    few, many = (min(seconds(count) for _ in range(3)) for count in (800, 4000))  # a shared machine has slow moments
+    assert many < 12 * max(few, 0.02)
 
 
 def _random_graph(seed, opset):

@@ -25,10 +25,7 @@ from .trial import heads
 
 Array = np.ndarray
 WORK = 2e11  # MACs of the feeds that are run backwards
-CHANNEL_POWER, PLACE_POWER = (
-    0.5,
-    0.5,
-)  # of the curvature: 1 counts in output errors, 0 in errors of the layer's own output
+CHANNEL_POWER = PLACE_POWER = 0.5  # of the curvature: 1 counts in output errors, 0 in errors of the layer's own output
 LEAST, MOST = 1e-2, 1e2  # of the mean
 
 
@@ -82,9 +79,14 @@ def _signs(rng: Any, value: Array, spread: float) -> Array:
 
 def _spreads(gradients: Gradients, feeds: Feeds) -> dict[str, float]:
     """Variance of every head of floats."""
-    seen = [gradients.forward(f) for f in feeds.spread(8)]
-    heads = {h: [s[h].reshape(-1) for s in seen] for h in gradients.heads if seen[0][h].dtype.kind == "f"}
-    return {h: max(float(np.concatenate(v).var(dtype=np.float64)), 1e-30) for h, v in heads.items()}
+    seen: dict[str, list[Array]] = {}
+    for feed in feeds.spread(8):  # of all that a run gives, the heads alone are kept
+        values = gradients.forward(feed)
+        for head in gradients.heads:
+            if values[head].dtype.kind == "f":
+                seen.setdefault(head, []).append(values[head].reshape(-1).copy())
+        del values
+    return {h: max(float(np.concatenate(v).var(dtype=np.float64)), 1e-30) for h, v in seen.items()}
 
 
 def _add(found: dict[str, Fisher], layer: Layer, gradient: Array, places: Array | None) -> None:
