@@ -49,8 +49,7 @@ class Solver:
 
     def solve(self) -> Outcome:
         """Bisect the strength, then make sure that the result pays; weaken or give up with the reason."""
-        if self.judge.spares(self.model):  # a plan makes sessions of its own
-            self.judge.release()
+        self.judge.release()  # a plan makes sessions of its own, and each keeps the activations of a run
         self._plan = self.p.plan(self.model, self.ctx)
         full = self._try(1.0)
         if not full.result.changed:

@@ -22,6 +22,7 @@ from ..ir.errors import PassError
 from ..ir.model import Model
 from . import probe, unfold
 from .feeds import Feeds
+from .loading import give_back
 from .taps import Tap, waves
 from .unfold import Geometry
 
@@ -172,6 +173,7 @@ def stream(
     budget = max(1, memory_mb << 20) // 2
     layers = _layers(model, nodes, len(feeds), budget, max_rows_per_feed, keep_rows)
     for wave in _waves(layers, probe.sizes(model, feeds.first(), _sources(layers)), budget):
+        give_back()  # what the wave before has freed lies in pieces between what is kept
         sums = {layer.name: _Accumulator(layer.geo, layer.thin) for layer in wave}
         tap = Tap(model, _sources(wave), threads=threads)
         for index, feed in enumerate(shown(feeds, progress, "moments")):

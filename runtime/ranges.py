@@ -16,6 +16,7 @@ from ..ir.model import Model
 from . import probe
 from .feeds import Feeds
 from .histograms import BINS, Histogram
+from .loading import give_back
 from .specs import kind_of
 from .taps import Tap, outer_tensors, waves
 
@@ -128,6 +129,7 @@ def collect(
         n: Range(axis=axes.get(n), histogram=None if bins is None else Histogram(bins)) for n in dict.fromkeys(names)
     }
     for wave in plan(model, found, feeds, memory_mb):
+        give_back()
         tap = Tap(model, wave, threads=threads)
         for feed in _shown(feeds, progress, "ranges"):
             for name, value in tap.run(feed).items():

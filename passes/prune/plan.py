@@ -50,11 +50,11 @@ def fitting_feeds(ctx: Context) -> Feeds:
 
 
 def goals(model: Model, found: Sequence[Layer], feeds: Feeds, ctx: Context) -> dict[str, Target]:
-    """The original's outputs at sampled places, in waves that keep activations within half of the memory budget."""
+    """The original's outputs at sampled places, three eighths of the memory budget of them, in four waves."""
     nodes = {n.name: n for n in model.graph.nodes}
     widths = {x.node: matrix(nodes[x.node]).shape[2] for x in found}
     heights = {x.node: int(np.prod(matrix(nodes[x.node]).shape[:2])) for x in found}
-    budget = (ctx.memory_mb << 20) // 2 // max(4 * sum(heights.values()), 1)
+    budget = (ctx.memory_mb << 20) * 3 // 8 // max(4 * sum(heights.values()), 1)
     most = stats.rows_per_feed(found, widths, len(feeds), budget)
     result: dict[str, Target] = {}
     for wave in chunks(found, 4):
@@ -83,7 +83,7 @@ def curvatures(
         model,
         [x.node for x in wanted],
         feeds,
-        memory_mb=ctx.memory_mb // 4,  # the goals already hold half of the budget
+        memory_mb=ctx.memory_mb // 4,  # the goals hold three eighths of the budget
         seed=ctx.seed,
         threads=ctx.workers,
         max_rows_per_feed=-(-SCORED // len(feeds)),

@@ -15,6 +15,7 @@ import numpy as np
 from ...ir import Model
 from ...runtime import unfold
 from ...runtime.feeds import Feeds
+from ...runtime.loading import give_back
 from ...runtime.taps import Tap
 from .layers import Layer
 from .thin import Rows
@@ -135,6 +136,7 @@ def targets(
     model: Model, wave: Sequence[Layer], feeds: Feeds, most: Mapping[str, int], seed: int, threads: int
 ) -> dict[str, Target]:
     """Run the original once and keep what its layers put out."""
+    give_back()
     tap = Tap(model, [x.witness for x in wave], threads=threads)
     found = {x.node: Target() for x in wave}
     for index, feed in enumerate(feeds):

@@ -166,7 +166,7 @@ def factors(
         feeds.spread(FEEDS),
         bins=None,
         axes={n: flow.of[n].axis for n in read},
-        memory_mb=ctx.memory_mb,
+        memory_mb=ctx.memory_mb // 2,
         threads=ctx.workers,
         progress=ctx.on_progress,
     )

@@ -124,7 +124,7 @@ def _peaks(model: Model, names: list[str], feeds: Feeds, ctx: Context) -> dict[s
         feeds.spread(equalise.FEEDS),
         bins=None,
         axes=axes,
-        memory_mb=ctx.memory_mb,
+        memory_mb=ctx.memory_mb // 2,
         threads=ctx.workers,
         progress=ctx.on_progress,
     )

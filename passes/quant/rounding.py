@@ -42,7 +42,7 @@ def refine(model: Model, feeds: Feeds, ctx: Context) -> dict[str, Rounded]:
         model,
         list(layers),
         feeds.spread(FEEDS),
-        memory_mb=ctx.memory_mb // 2,
+        memory_mb=ctx.memory_mb // 4,
         seed=ctx.seed,
         threads=ctx.workers,
         progress=ctx.on_progress,

@@ -138,7 +138,12 @@ class Statistics:
 def collect(model: Model, names: Collection[str], settings: Settings, ctx: Context, feeds: Any) -> dict[str, Seen]:
     """Calibrate: histograms of tensors over the feeds, streamed."""
     found = ranges.collect(
-        model, list(names), feeds.spread(FEEDS), memory_mb=ctx.memory_mb, threads=ctx.workers, progress=ctx.on_progress
+        model,
+        list(names),
+        feeds.spread(FEEDS),
+        memory_mb=ctx.memory_mb // 2,
+        threads=ctx.workers,
+        progress=ctx.on_progress,
     )
     curves = _curves(model)
     return {n: Seen.of(r, curves.get(n)) for n, r in found.items()}
