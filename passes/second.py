@@ -69,6 +69,7 @@ def _hand_back(run: Run, passes: Sequence[tuple[Pass, bool]]) -> None:
     for j in range(k + 1, len(passes)):
         other.one(j, passes)
     if not other.over_limits() and run.pace.prefers(run.model, other.model):
+        other.note(f"{passes[k][0].name}: run once more with what the passes behind it left of the limits")
         run.become(other, k)
 
 

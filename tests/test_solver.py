@@ -182,6 +182,7 @@ def test_what_later_passes_leave_goes_back_to_the_first_that_was_starved():
     result = optimize(idle(8), [Gain(0.1), Noise(1e-4)], **options)
     first, second = result.report.steps
     assert first["kept"] and first["strength"] == 1.0 and second["kept"]
+    assert "gain: run once more with what the passes behind it left of the limits" in result.report.notes
     assert not any(n.op == "Identity" for n in result.model.graph.nodes)
     told = [(e.p.name, e.step.strength) for e in heard if e.kind == "done"]
     assert told[0][1] < 1.0 and told[2:] == [("gain", 1.0), ("noise", 1.0)], "first with its share, then with the rest"
