@@ -18,6 +18,7 @@ from ...ir.labels import Cells
 Array = np.ndarray
 RIDGE = 1e-3  # of the mean of the diagonal
 DENSE = 6144  # widest input whose inverse covariance is kept (8 · K² bytes)
+TOGETHER = 1 << 20  # weights whose losses are computed at once
 
 
 @dataclass
@@ -76,8 +77,9 @@ class Curvature:
             by_size.setdefault(len(columns), []).append(unit)
         counts = self._counts()
         for size, same in by_size.items():
-            for k in range(0, len(same), 64):
-                part = same[k : k + 64]
+            step = min(64, max(1, TOGETHER // max(1, size * self.weight.shape[1])))
+            for k in range(0, len(same), step):
+                part = same[k : k + step]
                 if size == 0:
                     found.update(dict.fromkeys(part, 0.0))
                 else:
