@@ -65,7 +65,8 @@ def scales(model: ir.Model) -> tuple[dict[str, float], dict[str, float]]:
     found, kinds, some = groups(model), layers(model), ctx.fit
     curves = plan.curvatures(model, found, kinds, plan.goals(model, kinds, some, ctx), some, ctx)
     before = {c.node: c.scale for c in curves}
-    assert sensitivity.apply(model, found, kinds, curves, [], some, ctx) == {}
+    found_errors = sensitivity.measured(model, found, kinds, curves, [], some, ctx)
+    assert sensitivity.weigh(curves, [], found_errors) == {}
     return before, {c.node: c.scale for c in curves}
 
 

@@ -34,19 +34,6 @@ POWER = 0.5  # of the measured ratio: 1 counts in output errors, 0 in errors of 
 SATURATED = 0.5  # output error from which a trial says little: a smaller share is tried
 
 
-def apply(
-    model: Model,
-    groups: Groups,
-    layers: Sequence[Layer],
-    curves: Sequence[Curvature],
-    pairs: Sequence[Pair],
-    feeds: Feeds,
-    ctx: Context,
-) -> dict[int, float]:
-    """Weight losses by what they do to the outputs: those of `curves` in place; returns those of `pairs` by unit."""
-    return weigh(curves, pairs, measured(model, groups, layers, curves, pairs, feeds, ctx))
-
-
 def measured(
     model: Model,
     groups: Groups,
