@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -78,8 +78,9 @@ class March:
         made = {t.name for n in segment for t in n.outputs}
         outputs = [n for n in live if n in made]
         session = self._session(segment, outputs) if outputs else None
-        for k, feed in enumerate(self.feeds):
-            values = {n: feed[n] if n in self.inputs else self.shelf.get(n, k) for n in self._needed(session, wanted)}
+        needed = self._needed(session, wanted)
+        for k, feed in enumerate(self._read(needed)):
+            values = {n: feed[n] if n in self.inputs else self.shelf.get(n, k) for n in needed}
             if session is not None:
                 values.update(session.run({n: values[n] for n in session.inputs}))
                 for name in outputs:
@@ -87,6 +88,10 @@ class March:
             yield {n: values[n] for n in wanted}
         self.shelf.drop({n for n in self.have if n not in live and n not in self.inputs})
         self.have = live | self.inputs
+
+    def _read(self, needed: set[str]) -> Iterable[Mapping[str, Any]]:
+        """The feeds, which most levels do not look at: reading them may mean to decode every image again."""
+        return self.feeds if needed & self.inputs else ({} for _ in range(len(self.feeds)))
 
     def _needed(self, session: Session | None, wanted: Sequence[str]) -> set[str]:
         inside = set(session.inputs) if session is not None else set()
@@ -99,13 +104,12 @@ class March:
         return (there & {t.name for n in rest for t in reads(n)}) | (there & set(wanted))
 
     def _session(self, segment: Sequence[gs.Node], outputs: Sequence[str]) -> Session:
-        part = self.model.copy()
-        names = {n.name for n in segment}
-        nodes = [n for n in part.graph.nodes if n.name in names]
+        graph = self.model.graph
+        part = Model(gs.Graph(list(segment), name=graph.name, opset=graph.opset), self.model.header).copy()
+        nodes = list(part.graph.nodes)
         tensors = {t.name: t for n in nodes for t in (*n.inputs, *n.outputs) if t.name}
         made = {t.name for n in nodes for t in n.outputs}
         read = dict.fromkeys(t.name for n in nodes for t in reads(n) if t.name in self.have and t.name not in made)
-        part.graph.nodes = nodes
         part.graph.inputs = [tensors[n] if n in tensors else _captured(nodes, n) for n in read]
         for tensor in part.graph.inputs:
             if tensor.dtype is None:  # shape inference knows no type where it does not know the operator
