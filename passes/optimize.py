@@ -124,6 +124,7 @@ def prepare(model: Model | str | os.PathLike[str], settings: Settings) -> Job:
     target = _target(settings.target)
     metric = _metric(settings.metric)
     timings = _timings(settings.timings)
+    timings.engine = target.engine
     path = Path(model) if isinstance(model, str | os.PathLike) else None
     loaded = ir.load(path) if path is not None else model.copy()  # type: ignore[union-attr]
     source = path if path is not None else loaded.copy()

@@ -17,7 +17,6 @@ from ..ir import cost, shapes
 from ..ir.errors import SlimError
 from ..runtime import latency
 from ..runtime.loading import size
-from ..runtime.session import Session
 from .base import Context
 
 if TYPE_CHECKING:
@@ -38,20 +37,25 @@ SMALL = 1024
 class Pace:
     """Latency and size of the models of one run, on one feed.
 
-    pair, session: make (or have) the sessions of two models, or of one.
+    pair, session: make (or have) ONNX Runtime's sessions of two models, or of one; not asked where another runtime is
+        timed.
     """
 
     ctx: Context
     feed: Mapping[str, np.ndarray]
-    pair: Callable[[Any, Any], tuple[Any, Any]] = lambda before, after: (before, after)
-    session: Callable[[Any], Any] = Session
+    pair: Callable[[Any, Any], tuple[Any, Any]] | None = None
+    session: Callable[[Any], Any] | None = None
 
     def compare(self, before: Any, after: Any) -> Latency:
         """Time both in turns; models so large that two at once would break the bound on memory one after the other."""
+        threads, timings = self.ctx.threads, self.ctx.timings
+        own = timings.engine == "onnxruntime"
         if SHARE * max(size(before), size(after)) > self.ctx.memory_mb << 20:
-            a, b = ((m, partial(self.session, m)) for m in (before, after))
-            return latency.apart(a, b, self.feed, threads=self.ctx.threads, timings=self.ctx.timings)
-        return latency.compare(*self.pair(before, after), self.feed, threads=self.ctx.threads, timings=self.ctx.timings)
+            begin = self.session if own and self.session else partial(latency.start, threads=threads, timings=timings)
+            a, b = ((m, partial(begin, m)) for m in (before, after))
+            return latency.apart(a, b, self.feed, threads=threads, timings=timings)
+        both = self.pair(before, after) if own and self.pair else (before, after)
+        return latency.compare(*both, self.feed, threads=threads, timings=timings)
 
     def judge(self, before: Any, after: Model) -> tuple[Latency, str]:
         """The timing, and what speaks against the change ("" when it pays or costs nothing)."""

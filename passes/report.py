@@ -143,6 +143,7 @@ def describe_tool(target: Any) -> dict[str, Any]:
         "machine": platform.machine(),
         "target": target.name,
         "native": target.native,
+        "timed_in": target.engine,
         "isa": list(getattr(target, "isa", ())),
     }
 

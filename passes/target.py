@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..ir.errors import OptionError
+from ..runtime import openvino
 
 # Linear ops with integer kernels in ONNX Runtime on CPU: their weights are quantized per channel.
 LINEAR = frozenset({"Conv", "MatMul", "Gemm"})
@@ -84,6 +85,11 @@ class Target:
     native: bool = True
 
     @property
+    def engine(self) -> str:
+        """The runtime that models are timed in for this target."""
+        return self.runtime if self.native else "onnxruntime"
+
+    @property
     def quantizable(self) -> frozenset[str]:
         """Every operator type that gains anything from quantized inputs."""
         return self.linear | self.computes | self.moves | self.folds
@@ -95,10 +101,15 @@ class Target:
 
     @staticmethod
     def named(name: str) -> Target:
-        """The target called `name`; `ort-cpu` is this machine. Raises OptionError with the list of names."""
+        """The target called `name`; `ort-cpu` is this machine, and so is `openvino` where its package is installed.
+
+        Raises OptionError with the list of names.
+        """
         key = name.strip().lower()
         if key in ("ort-cpu", "auto", "cpu"):
             return Target.detect()
+        if key == openvino.NAME:
+            return replace(_OPENVINO, native=openvino.available())
         if key in _PROFILES:
             return _PROFILES[key]
         raise OptionError(f"unknown target {name!r}; there are: {', '.join(target_names())}")

@@ -56,7 +56,8 @@ def _latency(latency: Mapping[str, Any] | None, tool: Mapping[str, Any]) -> Row 
     if not latency:
         return None
     speedup, threads = latency["speedup"], latency.get("threads", 1)
-    where = "of one feed" if tool.get("native", True) else f"here, not on {tool.get('target')}"
+    elsewhere = "" if tool.get("timed_in", "onnxruntime") == "onnxruntime" else f" in {tool['timed_in']}"
+    where = f"of one feed{elsewhere}" if tool.get("native", True) else f"here, not on {tool.get('target')}"
     what = f"latency {where} ({threads or 'all'} thread{'s' if threads != 1 else ''})"
     word = "same" if abs(speedup - 1) < 0.03 else f"{speedup:.2f}x {'faster' if speedup > 1 else 'as fast'}"
     return Row(what, milliseconds(latency["before_ms"]), milliseconds(latency["after_ms"]), word, 1 / speedup)

@@ -109,6 +109,15 @@ def apart(
     return Latency(before, after, speedup, count, threads)
 
 
+def start(model: ModelLike, threads: int = 1, timings: Timings | None = None) -> Any:
+    """A session to time, of the runtime that `timings` are of: `Session`, or `OpenVinoSession` for "openvino"."""
+    if timings is None or timings.engine == "onnxruntime":
+        return Session(model, threads=threads)
+    from .openvino import OpenVinoSession
+
+    return OpenVinoSession(model, threads=threads)
+
+
 def _turn(maker: Callable[[], Session], feed: Mapping[str, Any], runs: int, seconds: float) -> list[float]:
     """Seconds a run of a model that has just been loaded: at least three samples."""
     session = maker()
@@ -172,7 +181,7 @@ def _measured(
         sessions: dict[str, Session] = {}
         for key, model in zip(digests, models):
             if key not in sessions:
-                sessions[key] = model if isinstance(model, Session) else Session(model, threads=threads)
+                sessions[key] = model if isinstance(model, Session) else start(model, threads, timings)
         actual = feeds if feeds is not None else [random_feed(sessions[d]) for d in digests]
         unique = {d: (sessions[d], actual[k]) for k, d in reversed(list(enumerate(digests)))}
         unique = {d: unique[d] for d in dict.fromkeys(digests)}
@@ -208,18 +217,13 @@ def _warm_up(session: Session, feed: Mapping[str, Any]) -> tuple[int, bool]:
 
 def _sample(session: Session, feed: Mapping[str, Any], repeats: int, cached: bool) -> float:
     """Seconds a run, after an untimed one where the caches matter."""
-    clock = _clock(session.threads)
+    clock = session.clock
     if cached:
         session.run(feed)
     start = clock()
     for _ in range(repeats):
         session.run(feed)
     return (clock() - start) / repeats
-
-
-def _clock(threads: int) -> Callable[[], float]:
-    fine = time.get_clock_info("thread_time").resolution < 1e-6  # Windows counts it in steps of 15 ms
-    return time.thread_time if threads == 1 and fine else time.perf_counter
 
 
 def _settled(table: np.ndarray) -> bool:
@@ -242,4 +246,4 @@ def random_feed(session: Session, seed: int = 0) -> dict[str, Any]:
     return synthetic.feed(needed, shapes, seed, 0, {})
 
 
-__all__ = ["Latency", "Timed", "Timings", "apart", "bench", "compare", "random_feed", "time_models"]
+__all__ = ["Latency", "Timed", "Timings", "apart", "bench", "compare", "random_feed", "start", "time_models"]

@@ -22,11 +22,13 @@ class Timings:
     """Timings by content key; measured once, then replayed.
 
     path: a file to replay from, if it exists, and for `save` to write; None keeps them in memory only.
+    engine: the runtime that models are timed in, see `latency.start`; what another one measured is another entry.
     Raises BadInput when the file is there but is no timings file.
     """
 
-    def __init__(self, path: str | os.PathLike[str] | None = None):
+    def __init__(self, path: str | os.PathLike[str] | None = None, engine: str = "onnxruntime"):
         self.path = None if path is None else Path(path)
+        self.engine = engine
         self.machine = {"cpu": cpu_name(), "onnxruntime": onnxruntime.__version__}
         self.entries: dict[str, Any] = {}
         self.replayed = 0
@@ -40,6 +42,7 @@ class Timings:
 
     def measure(self, key: str, run: Callable[[], Any]) -> Any:
         """The recorded value of a key; `run()` (JSON-ready) is called and recorded when there is none."""
+        key = key if self.engine == "onnxruntime" else f"{self.engine} {key}"
         if key in self.entries:
             self.replayed += 1
             return self.entries[key]

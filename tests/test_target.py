@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 from onnxslim_opt.ir.errors import OptionError
 from onnxslim_opt.passes.target import Target, isa_of, target_names
+from onnxslim_opt.runtime import openvino
 
 AVX2 = ["avx2", "fma"]
 AVX512 = [*AVX2, "avx512f", "avx512bw"]
@@ -46,9 +47,14 @@ def test_types_follow_the_isa(name, activation, saturates):
     assert (target.activation, target.saturates, target.name) == (activation, saturates, name)
 
 
-def test_only_the_detected_target_is_native():
+def test_only_what_can_be_timed_here_is_native(monkeypatch):
+    monkeypatch.setattr(openvino, "available", lambda: False)
     assert Target.detect().native
     assert not any(Target.named(n).native for n in target_names()[1:])
+    assert Target.named("openvino").engine == "onnxruntime"
+    monkeypatch.setattr(openvino, "available", lambda: True)
+    assert [n for n in target_names()[1:] if Target.named(n).native] == ["openvino"]
+    assert Target.named("openvino").engine == "openvino"
 
 
 def test_every_listed_name_is_known():

@@ -43,7 +43,7 @@ def choose(plan: Plan, model: Model, ctx: Context, compute: str, floor_db: float
 
 
 def _fastest(plan: Plan, model: Model, ctx: Context, compute: str, floor_db: float, share: float) -> Choice:
-    if compute != "all" and ctx.target.native and not plan.costs:
+    if compute != "all" and ctx.target.engine == "onnxruntime" and ctx.target.native and not plan.costs:
         plan.costs = _measured(plan, ctx)
     found = candidates(plan, ctx, compute, floor_db, share)
     if not found:
