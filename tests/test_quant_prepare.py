@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 from onnxslim_opt.passes.quant import Quant
-from onnxslim_opt.passes.quant.prepare import prepare
+from onnxslim_opt.passes.quant.prepare import finish, prepare
+from onnxslim_opt.passes.target import Target
 from quant_nets import Net, context, images, kernels, session, sqnr
 
 from onnxslim_opt import ir
@@ -150,3 +151,22 @@ def test_products_that_stay_as_they_are():
         names = {n.name for n in new.graph.nodes if n.op == "MatMul"}
         assert names and prepare(new, lambda n, e=excluded: n.name.startswith(e)) == 0
         assert {n.name for n in new.graph.nodes if n.op == "MatMul"} == names
+
+
+@pytest.mark.parametrize("target", ["ort-cpu-vnni", "openvino"])
+def test_sums_are_open_to_integers_and_what_stays_float_is_put_together_again(target):
+    net = Net()
+    a, b = (net.add("MatMul", "x", net.const(net.rng.standard_normal((8, 8)).astype(np.float32))) for _ in range(2))
+    total = net.add("Sum", "x", a, b, out="total")
+    gain, bias = (net.const(net.rng.standard_normal(8).astype(np.float32)) for _ in range(2))
+    net.add("LayerNormalization", total, gain, bias, out="y")
+    model = net.model({"x": [1, 4, 8]}, ["y"])
+    new = model.copy()
+    assert prepare(new, lambda node: False)
+    assert ops(new).count("Add") == 2
+    finish(new, Target.named(target))
+    assert [n.op for n in new.graph.nodes if "total" in [t.name for t in n.outputs]] == [
+        "Sum" if target.startswith("ort") else "Add"
+    ]
+    feed = {"x": net.rng.standard_normal((1, 4, 8)).astype(np.float32)}
+    np.testing.assert_allclose(session(new).run(None, feed)[0], session(model).run(None, feed)[0], rtol=1e-5, atol=1e-5)

@@ -21,11 +21,13 @@ _JOINED = ("Conv", "DequantizeLinear")
 
 def _addable(rw: Rewriter, node: gs.Node) -> bool:
     """Whether an Add may be part of a Sum."""
-    dtype = node.outputs[0].dtype
-    if dtype is None or np.dtype(dtype).name not in _FLOATS or len(node.inputs) < 2:
-        return False
     quantized = any(u.op == "QuantizeLinear" for u in rw.readers(node.outputs[0]))
-    return not quantized and all(rw.maker(t, *_JOINED) is None for t in node.inputs)
+    return _is_float(node) and not quantized and all(rw.maker(t, *_JOINED) is None for t in node.inputs)
+
+
+def _is_float(node: gs.Node) -> bool:
+    dtype = node.outputs[0].dtype
+    return dtype is not None and np.dtype(dtype).name in _FLOATS and len(node.inputs) >= 2
 
 
 def _longer(rw: Rewriter, node: gs.Node) -> Outcome:
@@ -46,7 +48,9 @@ def _longer(rw: Rewriter, node: gs.Node) -> Outcome:
 def _normalized(rw: Rewriter, node: gs.Node) -> Outcome:
     """Add that only a LayerNormalization reads."""
     out = node.outputs[0]
-    if not _addable(rw, node) or not rw.sole(out) or out.outputs[0].op != "LayerNormalization":
+    if not _is_float(node) or not rw.sole(out) or out.outputs[0].op != "LayerNormalization":
+        return None
+    if any(rw.maker(t, "Conv") is not None for t in node.inputs):
         return None
     return rw.become(node, "Sum", list(node.inputs))
 
@@ -62,8 +66,6 @@ def _apart(rw: Rewriter, node: gs.Node) -> Outcome:
     return rw.become(node, "Add", [total, node.inputs[-1]])
 
 
-RULES = (
-    Rule("sums joined", ("Add", "Sum"), _longer, since=8),
-    Rule("sums before LayerNormalization", ("Add",), _normalized, since=8),
-)
+NORMALIZED = Rule("sums before LayerNormalization", ("Add",), _normalized, since=8)
+RULES = (Rule("sums joined", ("Add", "Sum"), _longer, since=8), NORMALIZED)
 APART = (Rule("sums taken apart", ("Sum",), _apart, since=8),)

@@ -16,7 +16,7 @@ from ...ir import Model
 from ...runtime import Session, latency
 from ...runtime.feeds import wide
 from ..base import Context
-from . import costs, eligible, insert, measured, outliers, placement, regions, sensitivity
+from . import costs, eligible, insert, measured, outliers, placement, prepare, regions, sensitivity
 from .insert import Recipe
 from .planning import Choice, Plan
 
@@ -261,6 +261,7 @@ def build(plan: Plan, nodes: frozenset[str]) -> Model:
     """A new model with these nodes in integers."""
     model = start(plan, nodes)
     insert.insert(model, recipe(plan, nodes))
+    prepare.finish(model, plan.target)
     return model
 
 

@@ -15,9 +15,11 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from ...ir import Model, edit, order, shapes
+from ..fuse import sums
 from ..fuse.padding import pads_of
 from ..operands import given_axes, slice_bounds
 from ..rewrite import Outcome, Rewriter, Rule
+from ..target import Target
 
 WIDEST = 4096  # weights of such a convolution: beyond, its products cost more than the conversions
 
@@ -29,6 +31,12 @@ def prepare(model: Model, excluded: Callable[[gs.Node], bool]) -> int:
         order.sort(model)
         shapes.refresh(model)
     return sum(counts.values())
+
+
+def finish(model: Model, target: Target) -> None:
+    """What `prepare` took apart and placement left float, put together again for ONNX Runtime."""
+    if target.runtime == "onnxruntime" and Rewriter(model).run([sums.NORMALIZED])[0]:
+        order.sort(model)
 
 
 def _but(rule: Rule, excluded: Callable[[gs.Node], bool]) -> Rule:
@@ -133,6 +141,7 @@ def _is_float(tensor: Any) -> bool:
 
 
 RULES = (
+    *sums.APART,
     Rule("biased products as rows", ("Add",), _biased),
     Rule("shortcuts as convolutions", ("Pad",), _shortcut),
     Rule("means as global pools", ("ReduceMean",), _mean),

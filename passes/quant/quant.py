@@ -120,6 +120,7 @@ class Quant(LossyPass):
         skips: tuple[Skip, ...] = ()
         if plan.base is not None:
             prepare.prepare(model, lambda n: self._excluded(n, ctx))
+            prepare.finish(model, ctx.target)
         if self.store:
             equalise.apply(model, plan.factors)  # the integers in the plan are those of scaled weights
             rounded, loud = outliers.known(plan.divided, plan.rounded, plan.loud)
@@ -135,6 +136,7 @@ class Quant(LossyPass):
         model.__dict__.pop("_namer", None)
         recipe = choosing.recipe(plan, choice.nodes)
         did: dict[str, Any] = dict(insert.insert(model, recipe))
+        prepare.finish(model, ctx.target)
         skips = (*_left_float(plan, choice), *plan.skips)
         if self.store:
             rounded, loud = outliers.known(plan.divided, plan.rounded, plan.loud)
