@@ -16,7 +16,6 @@ import numpy as np
 from ..ir import cost, shapes
 from ..ir.errors import SlimError
 from ..runtime import latency
-from ..runtime.loading import size
 from ..runtime.session import Session
 from .base import Context
 
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
 
 NOISE = 0.05
 """Medians of pairs on a shared machine repeat to a few percent."""
-SHARE = 1.3
-"""What two sessions take beyond three times a model while the second is loaded, in models: up to 1.2 (measured)."""
 GROWTH = 0.01
 """Growth of a file that a new name or node explains; `simplify` may add a few hundred bytes."""
 SMALL = 1024
@@ -48,7 +45,7 @@ class Pace:
 
     def compare(self, before: Any, after: Any) -> Latency:
         """Time both in turns; models so large that two at once would break the bound on memory one after the other."""
-        if SHARE * max(size(before), size(after)) > self.ctx.memory_mb << 20:
+        if not latency.fit_together([before, after], self.ctx.memory_mb):
             a, b = ((m, partial(self.session, m)) for m in (before, after))
             return latency.apart(a, b, self.feed, threads=self.ctx.threads, timings=self.ctx.timings)
         return latency.compare(*self.pair(before, after), self.feed, threads=self.ctx.threads, timings=self.ctx.timings)
