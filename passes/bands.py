@@ -15,9 +15,9 @@ Array = np.ndarray[Any, Any]
 CELLS = 1 << 20  # elements of a band: 8 MB in double precision, and enough rows for fast products
 
 
-def bands(shape: Sequence[int], cells: int = CELLS) -> Iterator[slice]:
-    """Slices of the first axis with about so many elements each, at least one row."""
-    step = max(1, cells // max(1, int(np.prod(shape[1:], dtype=np.int64))))
+def bands(shape: Sequence[int], cells: int | None = None) -> Iterator[slice]:
+    """Slices of the first axis with at most so many elements each (`CELLS` unless told), but at least one row."""
+    step = max(1, (cells or CELLS) // max(1, int(np.prod(shape[1:], dtype=np.int64))))
     return (slice(k, min(k + step, shape[0])) for k in range(0, shape[0], step))
 
 
