@@ -10,6 +10,7 @@ import contextlib
 import mmap
 import tempfile
 import weakref
+from collections.abc import Sequence
 from typing import IO, Any
 
 import numpy as np
@@ -29,21 +30,57 @@ def spill(model: Model) -> int:
     is no room for the file, everything stays where it is.
     """
     held = {id(v): v for t in model.constants().values() if _in_memory(v := t._values)}
-    if not held:
-        return 0
-    try:
-        with tempfile.TemporaryFile(prefix="onnxslim-") as file:
-            places = {key: _append(file, _bytes(values)) for key, values in held.items()}
-            file.flush()
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError):  # disk full, no temporary folder, no mapping
-        return 0
-    _maps.add(mapped)
-    arrays = {key: np.frombuffer(mapped, np.uint8, size, start) for key, (start, size) in places.items()}
+    arrays = _written({key: _bytes(values) for key, values in held.items()})
     for tensor in model.constants().values():
         if id(tensor._values) in arrays:
             _replace(tensor, arrays[id(tensor._values)])
-    return sum(size for _, size in places.values())
+    return sum(a.size for a in arrays.values())
+
+
+def aside(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The same arrays, read-only, mapped from an unnamed temporary file; views of one array stay views of one.
+
+    Where there is no room for the file they come back as they are.
+    """
+    own = (r for r in map(_root, arrays) if r.nbytes and not _is_mapped(r))
+    roots = {id(r): r for r in own if _flat(r).flags.c_contiguous}
+    moved = _written({key: _bytes(_flat(r)) for key, r in roots.items()})
+    return [_view(a, _root(a), moved.get(id(_root(a)))) for a in arrays]
+
+
+def _root(array: np.ndarray) -> np.ndarray:
+    """The array that owns the memory of a view."""
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array
+
+
+def _flat(array: np.ndarray) -> np.ndarray:
+    """In the order in which it lies in memory."""
+    return array if array.flags.c_contiguous else array.T
+
+
+def _view(array: np.ndarray, root: np.ndarray, raw: np.ndarray | None) -> np.ndarray:
+    """What `array` is of `root`, of the bytes that `root` became."""
+    if raw is None:
+        return array
+    start = array.__array_interface__["data"][0] - root.__array_interface__["data"][0]
+    return np.ndarray(array.shape, array.dtype, raw, start, array.strides)
+
+
+def _written(data: dict[int, Any]) -> dict[int, np.ndarray]:
+    """Buffers by key as mapped bytes of one file; nothing where they cannot be written."""
+    if not data:
+        return {}
+    try:
+        with tempfile.TemporaryFile(prefix="onnxslim-") as file:
+            places = {key: _append(file, raw) for key, raw in data.items()}
+            file.flush()
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError):  # disk full, no temporary folder, no mapping
+        return {}
+    _maps.add(mapped)
+    return {key: np.frombuffer(mapped, np.uint8, size, start) for key, (start, size) in places.items()}
 
 
 def let_go() -> None:
@@ -90,4 +127,4 @@ def _replace(tensor: gs.Constant, raw: np.ndarray) -> None:
         tensor._values = raw.view(values.dtype).reshape(values.shape)
 
 
-__all__ = ["let_go", "spill"]
+__all__ = ["aside", "let_go", "spill"]

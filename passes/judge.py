@@ -87,8 +87,11 @@ class Judge:
         return session
 
     def spares(self, model: Any) -> bool:
-        """Whether sessions of a model must be few: for its weights, or for the activations of large feeds."""
-        return self.wide or is_large(model)
+        """Whether sessions of a model must be few: for its weights, or for the activations of large feeds.
+
+        What is made of a large model is large: weights stored in 8 bits are floats again once they are loaded.
+        """
+        return self.wide or is_large(model) or is_large(self._reference.model)
 
     @cached_property
     def wide(self) -> bool:

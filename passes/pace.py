@@ -16,7 +16,6 @@ import numpy as np
 from ..ir import cost, shapes
 from ..ir.errors import SlimError
 from ..runtime import latency
-from ..runtime.loading import size
 from .base import Context
 
 if TYPE_CHECKING:
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
 
 NOISE = 0.05
 """Medians of pairs on a shared machine repeat to a few percent."""
-SHARE = 1.3
-"""What two sessions take beyond three times a model while the second is loaded, in models: up to 1.2 (measured)."""
 GROWTH = 0.01
 """Growth of a file that a new name or node explains; `simplify` may add a few hundred bytes."""
 SMALL = 1024
@@ -50,7 +47,7 @@ class Pace:
         """Time both in turns; models so large that two at once would break the bound on memory one after the other."""
         threads, timings = self.ctx.threads, self.ctx.timings
         own = timings.engine == "onnxruntime"
-        if SHARE * max(size(before), size(after)) > self.ctx.memory_mb << 20:
+        if not latency.fit_together([before, after], self.ctx.memory_mb):
             begin = self.session if own and self.session else partial(latency.start, threads=threads, timings=timings)
             a, b = ((m, partial(begin, m)) for m in (before, after))
             return latency.apart(a, b, self.feed, threads=threads, timings=timings)

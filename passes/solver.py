@@ -64,7 +64,7 @@ class Solver:
         return self._must_pay(best, f"weakened: at full strength {reason}" if reason else "", full)
 
     def _try(self, strength: float) -> Trial:
-        if self.judge.wide:
+        if self.judge.spares(self.model):  # `apply` holds what it makes, and times candidates of its own
             self.judge.release()
         give_back()  # what the last try has freed lies in pieces between what is kept
         trial = attempt(self.model, lambda m: self.p.apply(m, self._plan, strength, self.ctx), self.judge)

@@ -18,6 +18,7 @@ import numpy as np
 
 from . import synthetic
 from .feeds import Feeds
+from .loading import size
 from .session import ModelLike, Session, digest
 from .specs import required
 from .timings import Timings
@@ -25,6 +26,7 @@ from .timings import Timings
 WARMUP = 2
 SETTLED = 0.01  # relative half-width of the median's spread at which measuring stops
 INNER = 2e-3  # seconds that one sample should last at least; faster models run several times a sample
+SHARE = 1.3  # what two sessions take beyond three times a model while the second is loaded, in models: up to 1.2
 CACHED = 1e-2  # seconds below which a model may live in the caches, which the one before it has taken
 
 
@@ -77,6 +79,11 @@ def compare(
         [a, b], feeds, threads=threads, timings=timings, seconds=seconds, min_runs=min_runs, max_runs=max_runs
     )
     return Latency(before.ms, after.ms, after.speedup, after.runs, threads)
+
+
+def fit_together(models: Sequence[Any], memory_mb: int) -> bool:
+    """Whether sessions of two of these models at once stay within the bound on memory."""
+    return SHARE * max(map(size, models)) <= memory_mb << 20
 
 
 def apart(
@@ -246,4 +253,15 @@ def random_feed(session: Session, seed: int = 0) -> dict[str, Any]:
     return synthetic.feed(needed, shapes, seed, 0, {})
 
 
-__all__ = ["Latency", "Timed", "Timings", "apart", "bench", "compare", "random_feed", "start", "time_models"]
+__all__ = [
+    "Latency",
+    "Timed",
+    "Timings",
+    "apart",
+    "bench",
+    "compare",
+    "fit_together",
+    "random_feed",
+    "start",
+    "time_models",
+]

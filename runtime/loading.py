@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import hashlib
 import os
 import sys
@@ -31,7 +32,8 @@ from ..ir.spill import let_go
 from ..ir.wire import data_files
 
 ModelLike = Union[Model, str, "os.PathLike[str]", bytes]
-INLINE = 32 << 20  # bytes of weights up to which a model is one message
+INLINE = 8 << 20  # bytes of weights up to which a model is one message
+LARGE = 32 << 20  # bytes of weights beyond which a model's sessions must be few
 SMALL = 1024  # bytes of a tensor that always stays in the message: shape inference reads such tensors there
 
 
@@ -51,7 +53,7 @@ class Payload:
 
     def start(self, options: Any, providers: list[str]) -> Any:
         """The session. Raises whatever ONNX Runtime raises."""
-        large = bool(self.names) or (isinstance(self.data, str) and os.path.getsize(self.data) > INLINE)
+        large = bool(self.names) or (isinstance(self.data, str) and os.path.getsize(self.data) > LARGE)
         if self.names:
             options.add_external_initializers(self.names, self.values)
         if large:
@@ -66,7 +68,7 @@ class Payload:
 
 def is_large(model: Any) -> bool:
     """Whether a model, or the file of a path, is so large that its sessions must be few."""
-    return size(model) > INLINE
+    return size(model) > LARGE
 
 
 def size(model: Any) -> int:
@@ -77,7 +79,11 @@ def size(model: Any) -> int:
 
 
 def give_back() -> None:
-    """Return memory to the system: what is freed, which glibc keeps (480 MB of 400), and weights that lie in files."""
+    """Return memory to the system: what is freed, which glibc keeps (480 MB of 400), and weights that lie in files.
+
+    Graphs are cyclic, so that a candidate that nobody knows any more keeps its weights until garbage is collected.
+    """
+    gc.collect()
     let_go()
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):  # another C library

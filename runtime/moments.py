@@ -125,7 +125,9 @@ class _Accumulator:
             (kept,) = self.waiting.take()
         else:
             self.flush()
-        H = None if self.sum.total is None else self.sum.total / self.samples
+        H = self.sum.total
+        if H is not None:
+            H /= self.samples
         mean = self.mean / self.samples
         if self.geo.groups > 1:
             return Moment(mean, H, kept, self.samples)
@@ -175,15 +177,19 @@ def stream(
     for wave in _waves(layers, probe.sizes(model, feeds.first(), _sources(layers)), budget):
         give_back()  # what the wave before has freed lies in pieces between what is kept
         sums = {layer.name: _Accumulator(layer.geo, layer.thin) for layer in wave}
-        tap = Tap(model, _sources(wave), threads=threads)
-        for index, feed in enumerate(shown(feeds, progress, "moments")):
-            values = tap.run(feed)
-            for layer in wave:
-                x = values[layer.source]
-                picked = unfold.choose(unfold.count(layer.geo, x.shape), layer.most, seed, layer.name, index)
-                sums[layer.name].add(unfold.rows(layer.geo, x, picked))
+        _fill(sums, wave, Tap(model, _sources(wave), threads=threads), shown(feeds, progress, "moments"), seed)
         for layer in wave:
             yield layer.name, sums.pop(layer.name).result()
+
+
+def _fill(sums: Mapping[str, _Accumulator], wave: Sequence[_Layer], tap: Tap, feeds: Iterable[Any], seed: int) -> None:
+    """Add up the rows of all feeds; session and activations are gone before anybody works with the sums."""
+    for index, feed in enumerate(feeds):
+        values = tap.run(feed)
+        for layer in wave:
+            x = values[layer.source]
+            picked = unfold.choose(unfold.count(layer.geo, x.shape), layer.most, seed, layer.name, index)
+            sums[layer.name].add(unfold.rows(layer.geo, x, picked))
 
 
 def collect(

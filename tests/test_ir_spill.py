@@ -6,7 +6,7 @@ import tempfile
 import numpy as np
 import pytest
 from onnxslim_opt.ir import spill as spilling
-from onnxslim_opt.ir.spill import let_go, spill
+from onnxslim_opt.ir.spill import aside, let_go, spill
 from onnxslim_opt.runtime import Session
 
 from onnxslim_opt import ir
@@ -87,3 +87,19 @@ def test_without_room_everything_stays(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "TemporaryFile", full)
     assert spill(model) == 0
     assert ir.to_bytes(model) == before
+
+
+def test_views_of_one_array_stay_views_of_one():
+    """Options of a layer are slices of the same factors: they are written once, whatever their order in memory."""
+    rng, known = np.random.default_rng(0), set(spilling._maps)
+    rows, columns = rng.standard_normal((64, 300)), np.asfortranarray(rng.standard_normal((300, 64)))
+    given = [rows[:40], rows[:10], columns[:, :40], columns[:, 5:10], rng.standard_normal((30, 20))[::2, ::3]]
+    found = aside(given)
+    (mapped,) = set(spilling._maps) - known
+    assert rows.nbytes + columns.nbytes <= len(mapped) < rows.nbytes + columns.nbytes + 4 * spilling.PAGE + 30 * 20 * 8
+    for before, after in zip(given, found):
+        np.testing.assert_array_equal(after, before)
+        assert not after.flags.writeable
+    assert np.shares_memory(found[0], found[1]) and np.shares_memory(found[2], found[3])
+    again = aside(found)
+    assert all(a is b or np.shares_memory(a, b) for a, b in zip(again, found)), "what is in a file stays there"

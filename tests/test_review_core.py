@@ -142,7 +142,7 @@ def test_large_weights_are_decoded_once_for_all_copies(tmp_path):
 def test_of_large_models_and_on_large_feeds_two_sessions_are_held(monkeypatch, large):
     from onnxslim_opt.runtime import feeds as sources
 
-    monkeypatch.setattr(*((loading, "INLINE", 0) if large == "weights" else (sources, "WIDE", 0)))
+    monkeypatch.setattr(*((loading, "LARGE", 0) if large == "weights" else (sources, "WIDE", 0)))
     from onnxslim_opt.runtime.numerics import Reference
     from onnxslim_opt.runtime.sources import resolve
 

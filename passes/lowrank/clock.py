@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,11 @@ import onnx_graphsurgeon as gs
 from ... import ir
 from ...ir import Model, edit
 from ...ir.model import Header
+from ...ir.spill import spill
 from ...runtime import latency
+from ...runtime.loading import ModelLike, size
+from ...runtime.session import Session
+from ..bands import bands
 from ..target import Target
 from . import emit
 from .integers import quantized
@@ -26,6 +31,7 @@ from .layer import Layer, Stage
 SECONDS = 0.1  # for one pair; the median of pairwise ratios settles sooner where the machine is quiet
 SLOW_MACS = 3e8  # tens of milliseconds: three pairs say as much as seven short ones
 ENOUGH_MACS = 1e8  # a batch is cut to samples that make as much: from there on the time of a sample stays the same
+LITTLE = 4 << 20  # bytes of weights that may be held several times over
 OPSET, IR_VERSION = 13, 8  # Conv, MatMul and Gemm have not changed since
 
 
@@ -35,14 +41,15 @@ class Clock:
 
     integers: the target, where INT8 follows: a chain then has to pay in float and in integers.
     known: what was asked before, by shapes: layers of a network are much alike, and to build their models only to find
-    their timings again would take as long as to time them. whole: the layers by themselves, as bytes.
+    their timings again would take as long as to time them. whole: the layers by themselves.
     """
 
     threads: int
     timings: Any
     integers: Target | None = None
+    memory_mb: int = 512
     known: dict[Any, tuple[float, float]] = field(default_factory=dict)
-    whole: dict[Any, bytes] = field(default_factory=dict)
+    whole: dict[Any, ModelLike] = field(default_factory=dict)
 
     def pair(self, layer: Layer, stages: Sequence[Stage]) -> tuple[float, float]:
         """(layer, chain) in milliseconds a run, in pairs; in the precision in which the chain saves less."""
@@ -59,10 +66,12 @@ class Clock:
     def _time(self, layer: Layer, stages: Sequence[Stage], integers: Target | None) -> tuple[float, float]:
         shape = _shape(layer), integers is None
         if shape not in self.whole:
-            self.whole[shape] = _bytes(layer, [layer.whole], integers)
-        slow = layer.macs > SLOW_MACS
+            self.whole[shape] = _model(layer, [layer.whole], integers)
+        slow, models = layer.macs > SLOW_MACS, [self.whole[shape], _model(layer, stages, integers)]
+        if not latency.fit_together(models, self.memory_mb):
+            return self._in_turn(models)
         before, after = latency.time_models(
-            [self.whole[shape], _bytes(layer, stages, integers)],
+            models,
             threads=self.threads,
             timings=self.timings,
             seconds=SECONDS,
@@ -70,11 +79,23 @@ class Clock:
         )
         return before, after
 
+    def _in_turn(self, models: Sequence[Any]) -> tuple[float, float]:
+        """Of two models that would take too much memory together."""
+        a, b = ((m, partial(Session, m, threads=self.threads)) for m in models)
+        x = models[0].graph.inputs[0]
+        feed = {x.name: np.random.default_rng(0).integers(0, 8, x.shape).astype(x.dtype)}
+        found = latency.apart(a, b, feed, threads=self.threads, timings=self.timings, seconds=4 * SECONDS)
+        return found.before_ms, found.before_ms / found.speedup
 
-def _bytes(layer: Layer, stages: Sequence[Stage], integers: Target | None) -> bytes:
-    if integers is None:
-        return ir.to_bytes(alone(layer, stages))
-    return ir.to_bytes(quantized(alone(replace(layer, members=()), stages), integers))  # one chain: one wide product
+
+def _model(layer: Layer, stages: Sequence[Stage], integers: Target | None) -> ModelLike:
+    """The little model, as bytes, or where it is not little with its weights in a file."""
+    model = alone(layer if integers is None else replace(layer, members=()), stages)  # integers: one wide product
+    model = model if integers is None else quantized(model, integers)
+    if size(model) <= LITTLE:
+        return ir.to_bytes(model)
+    spill(model)
+    return model
 
 
 def _fewer(layer: Layer) -> tuple[Layer, float]:
@@ -125,5 +146,8 @@ def _rows(layer: Layer, weight: np.ndarray) -> list[np.ndarray]:
 
 def _noise(shape: tuple[int, ...]) -> np.ndarray:
     """Weights whose outputs neither vanish (denormals are slow) nor overflow."""
-    fan = float(np.prod(shape[1:])) or 1.0
-    return np.random.default_rng(shape).standard_normal(shape) / np.sqrt(fan)
+    fan, rng = float(np.prod(shape[1:])) or 1.0, np.random.default_rng(shape)
+    out = np.empty(shape, np.float32)
+    for part in bands(shape):
+        out[part] = rng.standard_normal(out[part].shape) / np.sqrt(fan)
+    return out

@@ -54,7 +54,7 @@ def chain(
 
 def _stored(layer: Layer, stage: Stage) -> Array:
     """The stage's weight in the layout of the layer's own."""
-    values = stage.weight.astype(layer.dtype)
+    values = stage.weight.astype(layer.dtype, copy=False)
     if layer.op == "ConvTranspose" and stage.axes:
         blocks = values.reshape(stage.group, -1, *values.shape[1:])
         return np.ascontiguousarray(np.swapaxes(blocks, 1, 2)).reshape(-1, blocks.shape[1], *values.shape[2:])

@@ -8,15 +8,55 @@ few conjugate-gradient steps on the same quadratic, which only ever lower the er
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import linalg
 
+from ..bands import bands
 from .basis import Basis, normal
 from .norm import Array, Norm
 
 ESTIMATE_JITTER = 1e-5  # relative; a redundant basis has a singular Gram matrix, and products are of single precision
+
+
+@dataclass(frozen=True)
+class Lost:
+    """What factors lack of a weight (O, C, *kernel), as a matrix (O, D) that is made a band of its rows at a time."""
+
+    spec: str
+    factors: Sequence[Array]
+    weight: Array
+
+    def __iter__(self) -> Iterator[tuple[slice, Array]]:
+        """(outputs, their rows in double precision)."""
+        terms, target = _terms(self.spec)
+        head, inputs = terms[0], self.weight.shape[target.index("c")]
+        largest = max(f.size for f in self.factors)
+        for part in bands(self.weight.shape):
+            left = self.weight[part].astype(np.float64)
+            first = self.factors[0][_along(head, "o", part)]
+            for columns in bands((inputs, max(1, largest // inputs))):
+                some = [f[_along(t, "c", columns)] for t, f in zip(terms, (first, *self.factors[1:]))]
+                left[:, columns] -= compose(self.spec, [f.astype(np.float64) for f in some])
+            yield part, left.reshape(len(left), -1)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        return np.concatenate([rows for _, rows in self]).astype(dtype or np.float64, copy=False)
+
+    def __matmul__(self, x: Array) -> Array:
+        return np.concatenate([rows @ x for _, rows in self])
+
+    def energy(self, norm: Norm) -> float:
+        """tr(ΔW M ΔWᵀ) of what was seen."""
+        return sum(norm.energy(rows) for _, rows in self)
+
+
+def _along(term: str, letter: str, part: slice) -> tuple[slice, ...]:
+    """An index that takes this part of a factor along one of its letters, where it has that."""
+    return tuple(part if c == letter else slice(None) for c in term)
 
 
 def compose(spec: str, factors: Sequence[Array]) -> Array:

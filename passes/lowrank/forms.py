@@ -18,13 +18,16 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from scipy import linalg
 
+from ..bands import bands
 from .layer import Layer, Stage
 from .norm import Array, Norm
+
+LARGE = 1 << 18  # elements of a weight whose factors are kept in its own precision: views of them are all options
 
 Rank = tuple[int, ...]
 Shapes = tuple[tuple[int, ...], ...]
@@ -106,8 +109,11 @@ def kernel_letters(layer: Layer) -> str:
     return "ijk"[: layer.rank]
 
 
-def principal(matrix: Array, norm: Norm, rank: int) -> tuple[Array, Array, Array]:
+def principal(matrix: Array, norm: Norm, rank: int, dtype: Any = np.float64) -> tuple[Array, Array, Array]:
     """(outer (m, r), rows (r, n), energies (r,)): the best rank-r approximation outer·rows of `matrix` (m, n).
+
+    dtype: in which the first two are stored; computed in double precision, and besides them nothing is made that is
+    larger than the smaller side squared.
 
     Eckart–Young in the norm of M: with matrix·L = P Σ Qᵀ and M = L Lᵀ it is P_r P_rᵀ·matrix (no inverse of L), or
     where columns are fewer than rows matrix·L·Q_r times Q_rᵀ·L⁻¹. Energies are those that each component explains.
@@ -115,14 +121,28 @@ def principal(matrix: Array, norm: Norm, rank: int) -> tuple[Array, Array, Array
     m, n = matrix.shape
     rank = min(rank, m, n)
     if m <= n:
-        values, vectors = linalg.eigh(norm.inner(matrix), subset_by_index=[m - rank, m - 1])
-        outer = vectors[:, ::-1]
-        return outer, outer.T @ matrix, values[::-1]
-    lower = norm.cholesky
-    weighted = matrix @ lower
-    values, vectors = linalg.eigh(weighted.T @ weighted, subset_by_index=[n - rank, n - 1])
-    rows = linalg.solve_triangular(lower, vectors[:, ::-1], lower=True, trans="T").T
-    return weighted @ vectors[:, ::-1], rows, values[::-1]
+        values, turned = _leading(norm.inner(matrix), rank)
+        rows = np.empty((rank, n), dtype)
+        for part in bands((n, m)):
+            rows[:, part] = turned @ np.asarray(matrix[:, part], np.float64)
+        return turned.T.astype(dtype, copy=False), rows, values
+    lower, gram = norm.cholesky, np.zeros((n, n))
+    for part in bands((m, n)):
+        weighted = np.asarray(matrix[part], np.float64) @ lower
+        gram += weighted.T @ weighted
+    values, turned = _leading(gram, rank)
+    onto, outer = lower @ turned.T, np.empty((m, rank), dtype)
+    for part in bands((m, n)):
+        outer[part] = np.asarray(matrix[part], np.float64) @ onto
+    rows = linalg.solve_triangular(lower, turned.T, lower=True, trans="T").T
+    return outer, rows.astype(dtype, copy=False), values
+
+
+def _leading(gram: Array, rank: int) -> tuple[Array, Array]:
+    """The largest eigenvalues of a symmetric matrix, which is used up, and their vectors as rows."""
+    size = len(gram)
+    values, vectors = linalg.eigh(gram.T, subset_by_index=[size - rank, size - 1], overwrite_a=True)
+    return values[::-1], np.ascontiguousarray(vectors[:, ::-1].T)
 
 
 def rowspace(matrix: Array, norm: Norm, rank: int) -> Array:
@@ -154,7 +174,8 @@ class Svd(Form):
 
     def components(self, layer: Layer, rank: Rank, norm: Norm) -> list[Array]:
         """The optimum, and as a third array what each component explains."""
-        outer, inner, energies = principal(layer.flat, norm, rank[0])
+        dtype = layer.dtype if layer.weight.size >= LARGE else np.float64
+        outer, inner, energies = principal(layer.flat, norm, rank[0], dtype)
         return [outer, inner.reshape(-1, *layer.weight.shape[1:]), energies]
 
     def stages(self, layer: Layer, factors: Sequence[Array]) -> list[Stage]:

@@ -41,11 +41,10 @@ def factors(layer: Layer, norms: Sequence[Norm], trial: Trial) -> list[Array]:
     return [np.stack(column) for column in zip(*each)]
 
 
-def missing(layer: Layer, form: Form, found: Sequence[Array]) -> list[Array]:
+def missing(layer: Layer, form: Form, found: Sequence[Array]) -> list[fit.Lost]:
     """What the factors lack of each group's weight, (O, C·taps)."""
     each = [found] if layer.groups == 1 else [[f[g] for f in found] for g in range(layer.groups)]
-    spec = form.spec(layer)
-    return [p.flat - fit.compose(spec, f).reshape(p.outputs, -1) for p, f in zip(layer.parts, each)]
+    return [fit.Lost(form.spec(layer), f, p.weight) for p, f in zip(layer.parts, each)]
 
 
 def energy(layer: Layer, norms: Sequence[Norm]) -> float:
@@ -53,12 +52,12 @@ def energy(layer: Layer, norms: Sequence[Norm]) -> float:
     return sum(n.energy(p.flat) for p, n in zip(layer.parts, norms))
 
 
-def error(lost: Sequence[Array], norms: Sequence[Norm], total: float) -> float:
+def error(lost: Sequence[fit.Lost], norms: Sequence[Norm], total: float) -> float:
     """Relative output error of what is `missing`, all groups, of the `energy`; 0 for an output that is constant."""
-    return sum(n.energy(d) for d, n in zip(lost, norms)) / total if total > 0 else 0.0
+    return sum(d.energy(n) for d, n in zip(lost, norms)) / total if total > 0 else 0.0
 
 
-def shift(lost: Sequence[Array], norms: Sequence[Norm]) -> Array | None:
+def shift(lost: Sequence[fit.Lost], norms: Sequence[Norm]) -> Array | None:
     """What the bias takes over of the mean error, (G·O,); None where it may not."""
     moved = [d @ n.mean for d, n in zip(lost, norms) if n.mean is not None]
     return np.concatenate(moved) if moved else None

@@ -70,7 +70,8 @@ class Geometry:
 class Layer:
     """A layer that may be split.
 
-    weight: (O, C, *kernel) in float64 with `alpha` of a Gemm multiplied in; of the first group where there are several:
+    weight: (O, C, *kernel), the model's own array where that is possible, so that it costs no memory; `alpha` of a Gemm
+    is multiplied in; of the first group where there are several:
     `stack` (G, O, C, *kernel) then holds them all, and sizes are those of one group. bias: (G·O,) or None. adjustable:
     the mean of the error can be folded into a bias (`slot` says which Add holds it for a MatMul). size: of the input.
     members: layers that read one tensor and are taken together (`siblings`), weight and bias then those of all, each
@@ -242,7 +243,7 @@ def _conv(node: gs.Node, size: tuple[int, ...]) -> Layer:
     bias = edit.const(node, 2)
     # a transposed convolution's mean output depends on the position: no one constant takes its error over
     adjustable = not transposed and (edit.get(node, 2) is None or bias is not None)
-    stack = weight.astype(np.float64).reshape(groups, -1, *weight.shape[1:])
+    stack = weight.reshape(groups, -1, *weight.shape[1:])
     stack = np.swapaxes(stack, 1, 2) if transposed else stack
     grouped = stack if groups > 1 else None
     return Layer(node, node.op, stack[0], bias, adjustable, size, weight.dtype, geometry, stack=grouped)
@@ -252,7 +253,8 @@ def _gemm(node: gs.Node, size: tuple[int, ...]) -> Layer:
     weight, bias = edit.const(node, 1), edit.const(node, 2)
     assert weight is not None  # refusal() has seen it
     matrix = weight if node.attrs.get("transB", 0) else weight.T
-    matrix = matrix.astype(np.float64) * float(node.attrs.get("alpha", 1.0))
+    alpha = float(node.attrs.get("alpha", 1.0))
+    matrix = matrix if alpha == 1 else matrix.astype(np.float64) * alpha
     if bias is not None:
         row = _row(bias, len(matrix))
         taken = None if row is None else row * bias.dtype.type(node.attrs.get("beta", 1.0))
@@ -272,7 +274,7 @@ def _matmul(node: gs.Node, size: tuple[int, ...]) -> Layer:
     weight = edit.const(node, 1)
     assert weight is not None  # refusal() has seen it
     slot, bias = _bias_add(node, weight.shape[1])
-    return Layer(node, "MatMul", weight.T.astype(np.float64), bias, slot is not None, size, weight.dtype, slot=slot)
+    return Layer(node, "MatMul", weight.T, bias, slot is not None, size, weight.dtype, slot=slot)
 
 
 def _bias_add(node: gs.Node, outputs: int) -> tuple[gs.Node | None, Array | None]:

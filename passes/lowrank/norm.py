@@ -19,6 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg
 
+from ..bands import bands
+
 Array = NDArray[Any]
 
 RIDGE_FLOOR = 1e-7
@@ -61,9 +63,8 @@ class Norm:
         if thin is not None and 2 * len(thin) > width:  # every product with the matrix is cheaper
             second, thin = _product(thin), None
         if second is not None:
-            core = np.asarray(second, np.float64)
-            core = core - np.outer(mean, mean) if centre else core
-            energy, parts = float(np.trace(core)), {"dense": (core + core.T) / 2}
+            core = _central(second, mean) if centre else np.array(second, np.float64)
+            energy, parts = float(np.trace(core)), {"dense": _evened(core)}
             noise = SUMS * float(np.trace(second)) / width
         else:
             rows = np.asarray(thin, np.float64)
@@ -81,13 +82,24 @@ class Norm:
         if self.dense is None:
             return True
         try:
-            linalg.cholesky(self.dense + self.diagonal * np.eye(self.width), overwrite_a=True, check_finite=False)
+            linalg.cholesky(self.full.T, overwrite_a=True, check_finite=False)
         except linalg.LinAlgError:
             return False
         return True
 
+    @property
+    def full(self) -> Array:
+        """M itself (D, D)."""
+        if self.thin is not None:
+            out = self.thin.T @ self.thin
+        else:
+            out = np.zeros((self.width, self.width)) if self.dense is None else self.dense.copy()
+        np.einsum("ii->i", out)[:] += self.diagonal
+        return out
+
     def apply(self, x: Array) -> Array:
-        """X M for X (k, D)."""
+        """X M for X (k, D), in double precision."""
+        x = np.asarray(x, np.float64)
         out = self.diagonal * x
         if self.dense is not None:
             out += x @ self.dense
@@ -102,17 +114,22 @@ class Norm:
 
     def inner(self, x: Array) -> Array:
         """X M Xᵀ (k, k), symmetric."""
-        product = self.apply(x) @ x.T
-        return (product + product.T) / 2
+        out, parts = np.empty((len(x), len(x))), list(bands(x.shape))
+        for k, rows in enumerate(parts):
+            left = self.apply(x[rows])
+            for columns in parts[: k + 1]:
+                out[rows, columns] = left @ np.asarray(x[columns], np.float64).T
+                out[columns, rows] = out[rows, columns].T
+        return _evened(out)
 
     def energy(self, x: Array) -> float:
         """tr(X M Xᵀ) of what was seen, without the ridge."""
         bare = self if self.dense is None and self.thin is None else replace(self, diagonal=0.0)
-        return float(np.einsum("ij,ij->", bare.apply(x), x))
+        return bare.inner_energy(x)
 
     def inner_energy(self, x: Array) -> float:
         """tr(X M Xᵀ), ridge included: what the fits minimise."""
-        return float(np.einsum("ij,ij->", self.apply(x), x))
+        return sum(float(np.einsum("ij,ij->", self.apply(x[part]), x[part])) for part in bands(x.shape))
 
     def marginal(self, shape: tuple[int, ...], keep: tuple[int, ...]) -> Norm:
         """The norm of some axes of x (reshaped to `shape`), averaged over the others' diagonal."""
@@ -137,12 +154,29 @@ class Norm:
     @cached_property
     def cholesky(self) -> Array:
         """Lower triangular L (D, D) with M = L Lᵀ."""
-        full = self.apply(np.eye(self.width))
-        return np.linalg.cholesky((full + full.T) / 2)
+        return linalg.cholesky(self.full.T, lower=True, overwrite_a=True, check_finite=False)
 
     def plain(self) -> Norm:
         """The same bookkeeping with all inputs alike; for comparison."""
         return replace(self, diagonal=1.0, dense=None, thin=None)
+
+
+def _central(second: Array, mean: Array) -> Array:
+    """H − m mᵀ."""
+    out = np.empty(second.shape)
+    for part in bands(out.shape):
+        out[part] = second[part] - np.outer(mean[part], mean)
+    return out
+
+
+def _evened(matrix: Array) -> Array:
+    """(A + Aᵀ) / 2, in place."""
+    for k in range(0, len(matrix), BLOCK):
+        one = slice(k, k + BLOCK)
+        for other in (slice(j, j + BLOCK) for j in range(0, k + 1, BLOCK)):
+            block = (matrix[one, other] + matrix[other, one].T) / 2
+            matrix[one, other], matrix[other, one] = block, block.T
+    return matrix
 
 
 def _product(thin: Array) -> Array:

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...ir import Model, cost
+from ...ir.spill import aside
 from ...runtime import latency, probe
+from ...runtime.loading import is_large
 from ..base import Context
 from ..pace import samples
 from . import budgets, choose, groups, ranks, relu, search, siblings
@@ -105,7 +107,9 @@ def make(model: Model, ctx: Context, options: LowRank, forms: Sequence[Form]) ->
     demand = _demand(ctx, options, Worth.towards(options.goal, totals, eligible))
     table = norms(model, ready, ctx) if ready else iter(())
     for layer, parts in ctx.progress(table, "low rank", len(ready)):
-        found[layer.node.name] = _layer(layer, parts, forms, demand, options, ctx.target.channel_multiple)
+        one = _layer(layer, parts, forms, demand, options, ctx.target.channel_multiple)
+        found[layer.node.name] = _in_a_file(one) if is_large(model) else one
+        parts.clear()  # before the next wave of moments
     found = _weigh(model, found, totals.macs, ctx)
     plan = Plan(found, tuple(choose.order(budgets.hulls(found))), "", totals.macs, samples(model, sizes))
     if not plan.steps:
@@ -137,7 +141,7 @@ def _small(layer: Layer, total: int, options: LowRank) -> str | None:
 
 def _demand(ctx: Context, options: LowRank, worth: Worth) -> search.Demand:
     integers = ctx.target if "quant" in ctx.follows else None
-    clock = Clock(ctx.threads, ctx.timings, integers).pair if options.min_gain >= 0 else None
+    clock = Clock(ctx.threads, ctx.timings, integers, ctx.memory_mb).pair if options.min_gain >= 0 else None
     worst = np.inf if options.explicit else search.WORST
     return search.Demand(max(options.min_gain, 0.0), MOST_MACS, worst, clock, worth)
 
@@ -185,8 +189,14 @@ def _split(layer: Layer, norms: Sequence[Norm], trial: search.Trial, option: Opt
     found = groups.factors(layer, norms, trial)
     lost = groups.missing(layer, trial.form, found)
     error = groups.error(lost, norms, total)
-    single = tuple(f.astype(layer.dtype) for f in found)
+    single = tuple(f.astype(layer.dtype, copy=False) for f in found)
     return Split(trial.form, replace(option, error=error, damage=error), single, groups.shift(lost, norms))
+
+
+def _in_a_file(found: Found) -> Found:
+    """With factors that take no memory until they are read: those of all options are several times a model."""
+    kept = iter(aside([f for s in found.splits for f in s.factors]))
+    return replace(found, splits=tuple(replace(s, factors=tuple(next(kept) for _ in s.factors)) for s in found.splits))
 
 
 def _why(layer: Layer, tried: Sequence[search.Trial], demand: search.Demand, ms: float | None) -> str:

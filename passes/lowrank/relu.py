@@ -113,7 +113,7 @@ def rectify(layer: Layer, split: Split, x: Array, top: float) -> Split:
     spec = split.form.spec(layer)
     factors = [np.asarray(f, np.float64) for f in split.factors]
     own = np.zeros(layer.outputs) if layer.bias is None else np.asarray(layer.bias, np.float64)
-    y = x @ layer.flat.T.astype(np.float32) + own
+    y = x @ layer.flat.T.astype(np.float32, copy=False) + own
     read_by = x @ Basis.of(spec, factors, layer.weight.shape).dense.T.astype(np.float32)
     h = np.concatenate([read_by, np.ones((len(x), 1), np.float32)], 1).astype(np.float64)
     moved = np.zeros(layer.outputs) if split.shift is None else split.shift
@@ -167,9 +167,9 @@ def _behind(h: Array, y: Array, matrix: Array, top: float) -> float:
 
 def lost(layer: Layer, split: Split, x: Array) -> float:
     """Relative output MSE of a split on rows x (n, D): over the output's variance, or its energy without a bias."""
-    factors = [np.asarray(f, np.float64) for f in split.factors]
-    delta = layer.flat - fit.compose(split.form.spec(layer), factors).reshape(layer.outputs, -1)
-    missing, y = x @ delta.T.astype(np.float32), x @ layer.flat.T.astype(np.float32)
+    short = fit.Lost(split.form.spec(layer), split.factors, layer.weight)
+    missing = np.concatenate([x @ rows.T.astype(np.float32) for _, rows in short], axis=1)
+    y = x @ layer.flat.T.astype(np.float32, copy=False)
     if split.shift is not None:
         missing, y = missing - split.shift, y - y.mean(0)
     energy = float((y.astype(np.float64) ** 2).sum())

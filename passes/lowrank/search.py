@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from ...ir.spill import aside
 from . import fit, ranks
 from .choose import Option, hull
 from .forms import Form, Rank
@@ -23,6 +24,7 @@ WORST = 0.5  # nobody wants a layer that loses more than half of its output's en
 ROUNDS = 8
 OVERHEAD_KEPT = 0.8  # of the time above MACs that one rank of a form showed, assumed for its other ranks
 REFINE_FLOPS = 2e10
+IN_A_FILE = 16 << 20  # bytes of a weight: together, its factors are about as large
 
 Pair = Callable[[Layer, Sequence[Stage]], tuple[float, float]]
 
@@ -71,7 +73,8 @@ def sketched(form: Form, layer: Layer, norm: Norm, chosen: Sequence[Rank]) -> tu
     """The `components` at the highest of the ranks, which hold those at the others where the form is nested."""
     if not chosen or not (form.nested or len(chosen) == 1):
         return ()
-    return tuple(form.components(layer, tuple(max(column) for column in zip(*chosen)), norm))
+    found = form.components(layer, tuple(max(column) for column in zip(*chosen)), norm)
+    return tuple(aside(found) if layer.weight.nbytes > IN_A_FILE else found)
 
 
 def errors(

@@ -14,6 +14,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from ...ir import Model, edit
+from ..bands import energy, mapped
 from . import emit
 from .layer import Layer, Stage, read
 from .norm import Array
@@ -35,16 +36,25 @@ def joined(layers: Sequence[Layer]) -> Layer:
     """One layer whose outputs are those of all: each over the size of its weights, so that their errors count alike."""
     if len(layers) == 1:
         return layers[0]
-    scales = [float(np.sqrt((m.weight**2).mean())) or 1.0 for m in layers]
+    scales = [float(np.sqrt(energy(m.weight) / m.weight.size)) or 1.0 for m in layers]
     biases = [(np.zeros(m.outputs) if m.bias is None else m.bias) / s for m, s in zip(layers, scales)]
     return replace(
         layers[0],
-        weight=np.concatenate([m.weight / s for m, s in zip(layers, scales)]),
+        weight=_over(layers, scales),
         bias=None if all(m.bias is None for m in layers) else np.concatenate(biases),
         slot=None,
         members=tuple(layers),
         scale=np.repeat(scales, [m.outputs for m in layers]),
     )
+
+
+def _over(layers: Sequence[Layer], scales: Sequence[float]) -> Array:
+    """The weights one below the other, each over its scale."""
+    out, row = np.empty((sum(m.outputs for m in layers), layers[0].inputs), layers[0].dtype), 0
+    for m, s in zip(layers, scales):
+        out[row : row + m.outputs] = mapped(lambda w, s=s: w / np.float64(s), m.weight, dtype=m.dtype)
+        row += m.outputs
+    return out
 
 
 def again(nodes: Mapping[str, gs.Node], names: Sequence[str], size: Sequence[int]) -> Layer:

@@ -31,7 +31,9 @@ def norms(model: Model, layers: Sequence[Layer], ctx: Context) -> Iterator[tuple
         progress=ctx.progress,
     )
     for name, moment in found:
-        yield by_name[name], [_norm(by_name[name], part) for part in _groups(moment)]
+        parts = [_norm(by_name[name], part) for part in _groups(moment)]
+        del moment  # nothing of the size of a norm waits here for the next one
+        yield by_name[name], parts
 
 
 def _groups(moment: Moment) -> list[Moment]:

@@ -15,6 +15,7 @@ import numpy as np
 from ...ir import Model, cost
 from ...ir import order as graph_order
 from ...runtime.feeds import Feeds, spaced
+from ...runtime.loading import give_back
 from ...runtime.session import Session
 from ..base import Context
 from .cut import cut
@@ -58,6 +59,7 @@ class Contest:
 
     def error(self, gone: Array) -> float:
         """Squared error of the heads, each relative to its variance, on feeds that were not fitted on."""
+        give_back()  # the entrant before, whose weights are its own
         small = self.model.copy()
         cut(small, self.groups.flow, gone)
         graph_order.sort(small)

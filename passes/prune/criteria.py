@@ -14,6 +14,7 @@ from ...ir import Model, edit
 from ...ir.labels import Cells
 from ...runtime.feeds import Feeds
 from ...runtime.taps import Tap, waves
+from ..bands import bands
 from ..base import Context
 from .grouping import Groups
 
@@ -41,7 +42,7 @@ def magnitudes(model: Model, groups: Groups, power: int) -> dict[int, float]:
 
     def rows() -> Iterator[tuple[Cells | None, Array]]:
         for cells, values in _weights(model, groups):
-            yield cells, (np.abs(values) ** power).sum(1)
+            yield cells, _sums(values, power)
 
     return _averaged(groups, rows())
 
@@ -65,11 +66,25 @@ def distances(model: Model, groups: Groups) -> dict[int, float]:
 
     def rows() -> Iterator[tuple[Cells | None, Array]]:
         for cells, values in _weights(model, groups):
-            square = np.square(values).sum(1)
-            apart = square[:, None] + square[None, :] - 2 * values @ values.T
-            yield cells, np.sqrt(np.maximum(apart, 0.0)).sum(1)
+            yield cells, _apart(values)
 
     return _averaged(groups, rows())
+
+
+def _sums(values: Array, power: int) -> Array:
+    """Sum of |x| to a power, row by row, in double precision."""
+    return np.concatenate([(np.abs(values[k].astype(np.float64)) ** power).sum(1) for k in bands(values.shape)])
+
+
+def _apart(values: Array) -> Array:
+    """Sum of the distances of each row to all rows, in double precision."""
+    square, total = _sums(values, 2), np.zeros(len(values))
+    for k in bands(values.shape):
+        own = values[k].astype(np.float64)
+        for j in bands(values.shape):
+            apart = square[k, None] + square[None, j] - 2 * own @ values[j].astype(np.float64).T
+            total[k] += np.sqrt(np.maximum(apart, 0.0)).sum(1)
+    return total
 
 
 def _weights(model: Model, groups: Groups) -> Iterator[tuple[Cells | None, Array]]:
@@ -78,7 +93,7 @@ def _weights(model: Model, groups: Groups) -> Iterator[tuple[Cells | None, Array
     for one in flow.cuts:
         values = edit.const(nodes[one.node], one.index)
         if values is not None and values.ndim >= 2:
-            turned = np.moveaxis(values.astype(np.float64), one.axis, 0)
+            turned = np.moveaxis(values, one.axis, 0)
             yield flow.atoms.resolve(one.cells), turned.reshape(len(turned), -1)
 
 

@@ -15,6 +15,7 @@ from scipy.linalg import lapack
 
 from ...ir import Model
 from ...runtime.feeds import Feeds
+from ..bands import bands
 from ..base import Context
 from . import thin
 from .layers import Layer, matrix, store
@@ -72,7 +73,6 @@ def fitted(
     best = max(DEFAULT_RIDGE, ridges[0])
     if isinstance(fit, thin.Rows):
         return *thin.fitted(prior, fit, check, intercept, ridges, best), fit + check
-    prior = prior.astype(np.float64)
     if check.rows and fit.rows:
         problem = Normal(prior, fit, intercept)
         errors = [error(*problem.solve(ridge), check) for ridge in ridges]
@@ -101,23 +101,26 @@ class Normal:
         self.prior, self.sums, self.intercept = prior, sums, intercept
         self._center(-1)
         self.diagonal = np.einsum("gii->gi", sums.xx).copy()
-        self.xy = sums.xy
-        if intercept:
-            self.xy = sums.xy - sums.x[:, :, None] * (sums.y / sums.rows)[:, None, :]
 
     def solve(self, ridge: float) -> tuple[Array, Array | None]:
         """Weights and bias (None without an intercept); NaN where rounding left the covariance indefinite."""
         size = self.diagonal.shape[1]
         damping = np.maximum(self.diagonal.sum(1) / size, 1e-12 * self.sums.rows) * ridge
-        found = np.empty_like(self.prior)
+        found = np.empty(self.prior.shape)
         for g, (xx, more) in enumerate(zip(self.sums.xx, damping)):
             self._restore(g)
             np.einsum("ii->i", xx)[:] += more
-            right = self.xy[g] + more * self.prior[g].T
             factor, info = lapack.dpotrf(xx.T, lower=1, clean=0, overwrite_a=1)
-            found[g] = np.nan if info else lapack.dpotrs(factor, right, lower=1)[0].T
+            for part in bands(found[g].shape):
+                right = self._crossed(g, part) + more * self.prior[g, part].T.astype(np.float64)
+                found[g, part] = np.nan if info else lapack.dpotrs(factor, right, lower=1)[0].T
         self._restore()
         return found, mended(found, self.sums) if self.intercept else None
+
+    def _crossed(self, group: int, outputs: slice) -> Array:
+        """Σ x yᵀ `[D, outputs]` of one group, centred where there is an intercept."""
+        xy, sums = self.sums.xy[group][:, outputs], self.sums
+        return xy - np.outer(sums.x[group], sums.y[group, outputs] / sums.rows) if self.intercept else xy
 
     def undo(self) -> None:
         """Leave the sums as they came."""
@@ -144,8 +147,11 @@ class Normal:
 def error(weights: Array, bias: Array | None, sums: Sums) -> float:
     """Summed squared error of a fit on the rows behind the sums."""
     b = np.zeros(weights.shape[:2]) if bias is None else bias.reshape(weights.shape[:2])
-    quadratic = ((weights @ sums.xx) * weights).sum()
-    cross = (weights * np.swapaxes(sums.xy, 1, 2)).sum()
+    quadratic = cross = 0.0
+    for w, xx, xy in zip(weights, sums.xx, sums.xy):
+        for part in bands(w.shape):
+            quadratic += ((w[part] @ xx) * w[part]).sum()
+            cross += (w[part] * xy[:, part].T).sum()
     linear = np.einsum("gmd,gd,gm->", weights, sums.x, b)
     constant = sums.rows * (b * b).sum() - 2 * (b * sums.y).sum() + sums.yy
     return float(quadratic - 2 * cross + 2 * linear + constant)

@@ -57,7 +57,11 @@ class Curvature:
     @property
     def fitted(self) -> Array:
         """The weights as refitted so far, zero where columns went."""
-        found = self.weight.copy()
+        return self.fitted_rows(slice(None))
+
+    def fitted_rows(self, outputs: slice) -> Array:
+        """`fitted` of some outputs of every group."""
+        found = self.weight[:, outputs].copy()
         if self.gone:
             found[:, :, np.concatenate(list(self.gone.values()))] = 0.0
         return found

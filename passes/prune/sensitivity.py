@@ -18,6 +18,7 @@ import onnx_graphsurgeon as gs
 from ...ir import Model, cost
 from ...ir.flow import Product
 from ...runtime.feeds import Feeds
+from ..bands import bands
 from ..base import Context
 from .grouping import Groups
 from .layers import Layer
@@ -101,8 +102,12 @@ def taken(curve: Curvature, share: float) -> tuple[float, Change]:
 
 def change(before: Curvature, after: Curvature) -> Change:
     """The weights of a down-dated consumer, and the bias that keeps its output's mean."""
-    shift = np.einsum("gtk,gk->gt", before.fitted - after.fitted, before.mean).reshape(-1)
-    return Change(after.fitted, shift)
+    groups, outputs, width = before.weight.shape
+    shift = [
+        np.einsum("gtk,gk->gt", before.fitted_rows(part) - after.fitted_rows(part), before.mean)
+        for part in bands((outputs, groups, width))
+    ]
+    return Change(after.fitted, np.concatenate(shift, axis=1).reshape(-1))
 
 
 def spare(model: Model, trials: int, feeds: Feeds) -> Feeds:

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ..bands import bands
+
 Array = np.ndarray
 BLOCK = 256  # rows of a weight that are made at once
 WIDEST = 4096  # columns whose covariance is formed when asked for (8 · D² bytes)
@@ -76,6 +78,7 @@ class Fit:
     """One group's regression: weights prior + coefficients · x, with x the centred and weighted rows `[n, D]`.
 
     Nothing of the size of the weights is made before the ridge is known: a large layer can be most of a model.
+    expected: what the prior gives for the mean of x.
     """
 
     prior: Array
@@ -86,6 +89,7 @@ class Fit:
     vectors: Array
     turned: Array
     intercept: bool
+    expected: Array
 
     @classmethod
     def of(cls, prior: Array, rows: tuple[Array, Array, Array], intercept: bool) -> Fit:
@@ -98,7 +102,8 @@ class Fit:
         x = (x - mean_x.astype(np.float32)) * root.astype(np.float32)
         rest = root * (y - mean_y) - x @ prior.T
         values, vectors = np.linalg.eigh((x @ x.T).astype(np.float64))
-        return cls(prior, x, mean_x, mean_y, np.maximum(values, 0), vectors, vectors.T @ rest, intercept)
+        expected = np.concatenate([prior[part].astype(np.float64) @ mean_x for part in bands(prior.shape)])
+        return cls(prior, x, mean_x, mean_y, np.maximum(values, 0), vectors, vectors.T @ rest, intercept, expected)
 
     def coefficients(self, ridge: float) -> tuple[Array, Array]:
         """`[T, n]` and the bias `[T]`; the ridge counts in means of the diagonal of the covariance."""
@@ -106,7 +111,7 @@ class Fit:
         found = (self.turned / (self.values + ridge * scale)[:, None]).T @ self.vectors.T
         if not self.intercept:
             return found, np.zeros(len(found))
-        return found, self.mean_y - self.prior @ self.mean_x - found @ (self.x @ self.mean_x)
+        return found, self.mean_y - self.expected - found @ (self.x @ self.mean_x)
 
     def errors(self, rows: tuple[Array, Array, Array], ridges: Sequence[float]) -> Array:
         """Weighted squared error on other rows, for each ridge."""
@@ -116,9 +121,9 @@ class Fit:
         return np.array([(np.square(rest - cross @ found.T - bias) * weights[:, None]).sum() for found, bias in pairs])
 
     def weights(self, ridge: float) -> tuple[Array, Array]:
-        """Weights `[T, D]`, float32, and the bias `[T]`."""
+        """Weights `[T, D]`, float32 and laid out in memory as the prior, and the bias `[T]`."""
         found, bias = self.coefficients(ridge)
-        made = np.empty(self.prior.shape, np.float32)
+        made = np.empty_like(self.prior, np.float32)
         for k in range(0, len(made), BLOCK):
             made[k : k + BLOCK] = self.prior[k : k + BLOCK] + found[k : k + BLOCK].astype(np.float32) @ self.x
         return made, bias

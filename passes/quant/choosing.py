@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import onnx_graphsurgeon as gs
@@ -15,6 +17,7 @@ import onnx_graphsurgeon as gs
 from ...ir import Model
 from ...runtime import Session, latency
 from ...runtime.feeds import wide
+from ...runtime.loading import is_large
 from ..base import Context
 from . import costs, eligible, insert, measured, outliers, placement, prepare, regions, sensitivity
 from .insert import Recipe
@@ -143,13 +146,27 @@ class _Levels:
 
 
 def _timed(plan: Plan, model: Model, found: list[Choice], ctx: Context) -> list[Choice]:
-    """The candidates with how much faster than float they are, all in turns; on large feeds one after the other."""
+    """The candidates with how much faster than float they are, all in turns; large ones, and on large feeds, one after
+    the other."""
+    if is_large(model):
+        return [replace(c, speedup=_alone(plan, model, c, ctx)) for c in found]
     rows, step = [], 1 if wide(ctx.fit) else len(found)
     for k in range(0, len(found), step):
         models = [model, *(build(plan, c.nodes) for c in found[k : k + step])]
         seconds = SECONDS * len(models)
         rows += latency.bench(models, ctx.fit, threads=ctx.threads, timings=ctx.timings, seconds=seconds)[1:]
     return [Choice(c.nodes, r.speedup, c.label, c.banned) for c, r in zip(found, rows)]
+
+
+def _alone(plan: Plan, model: Model, choice: Choice, ctx: Context) -> float:
+    """How much faster than float one candidate is, with no session beside those two, or none at all."""
+    made = build(plan, choice.nodes)
+    if latency.fit_together([model, made], ctx.memory_mb):
+        other = Session(made, threads=ctx.threads)  # first, as it may be folded back to floats while it is loaded
+        pair = [Session(model, threads=ctx.threads), other]
+        return latency.bench(pair, ctx.fit, threads=ctx.threads, timings=ctx.timings, seconds=2 * SECONDS)[1].speedup
+    before, after = ((m, partial(Session, m, threads=ctx.threads)) for m in (model, made))
+    return latency.apart(before, after, ctx.fit.first(), threads=ctx.threads, timings=ctx.timings).speedup
 
 
 def _measured(plan: Plan, ctx: Context) -> measured.Costs:

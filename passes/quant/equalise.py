@@ -19,6 +19,7 @@ from scipy.sparse.csgraph import connected_components
 from ...ir import Model, edit, ops
 from ...runtime import ranges
 from ...runtime.feeds import Feeds
+from ..bands import mapped
 from ..base import Context
 from . import affine, smooth
 
@@ -219,12 +220,11 @@ def _scale_layer(
     model: Model, node: gs.Node, weight: ops.Weight, rows: np.ndarray | None, columns: np.ndarray | None
 ) -> None:
     held = node.inputs[1]
-    values = held.values.astype(np.float64)
-    if rows is not None:
-        values = values * _along(rows, weight.out_axis, values.ndim)
-    if columns is not None:
-        values = values / _along(columns, weight.in_axis if weight.groups == 1 else weight.out_axis, values.ndim)
-    held.values = values.astype(np.float32)  # `layer` saw that nobody else reads it
+    rank, one = len(held.shape), np.ones(1)
+    over = one if rows is None else _along(rows, weight.out_axis, rank)
+    under = one if columns is None else _along(columns, weight.in_axis if weight.groups == 1 else weight.out_axis, rank)
+    # `layer` saw that nobody else reads it
+    held.values = mapped(lambda v, a, b: v.astype(np.float64) * a / b, held.values, over, under)
     bias = edit.const(node, 2)
     if rows is not None and bias is not None:
         scaled = (bias.astype(np.float64) * rows.reshape(bias.shape)).astype(np.float32)

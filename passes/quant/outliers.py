@@ -17,6 +17,7 @@ import onnx_graphsurgeon as gs
 from ...ir import Model, edit, ops, order
 from ...runtime import ranges
 from ...runtime.feeds import Feeds
+from ..bands import mapped
 from ..base import Context
 from . import equalise, smooth
 from .rounding import Rounded
@@ -150,8 +151,8 @@ def _weigh(model: Model, node: gs.Node, factor: np.ndarray, name: str) -> None:
     """Multiply the columns of a product's weight, which is then called `name`."""
     held, weight = node.inputs[1], ops.facts(node).weight(node)
     assert weight is not None
-    values = held.values.astype(np.float64) * _beside(factor.astype(np.float64), weight.out_axis)
-    edit.set_input(node, 1, gs.Constant(name, values.astype(np.float32)))
+    wide = _beside(factor.astype(np.float64), weight.out_axis)
+    edit.set_input(node, 1, gs.Constant(name, mapped(lambda v, f: v * f, held.values, wide)))
 
 
 def _beside(factor: np.ndarray, out_axis: int | None) -> np.ndarray:

@@ -11,7 +11,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from ...ir import Model, order, shapes
+from ...ir.spill import spill
 from ...runtime import probe
+from ...runtime.loading import is_large
 from .. import opset
 from ..base import Context, Skip
 from ..target import Target
@@ -92,6 +94,8 @@ def make(
     prepare.prepare(base, excluded)
     evens = settings.equalise and ctx.source != "random"
     factors, divided = _evened(base, excluded, ctx) if evens else ({}, ())
+    if is_large(base):  # its layers were scaled: they are arrays of its own
+        spill(base)
     able, skips = eligible.find(base, ctx.target, excluded)
     nodes = between(base, able)
     full = placement.place(base, nodes, ctx.target)

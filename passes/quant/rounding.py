@@ -7,6 +7,7 @@ error on (GPTQ, arXiv 2210.17323), and the mean of the error that remains is add
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,8 +17,9 @@ from ...ir import Model, edit, ops
 from ...runtime import moments
 from ...runtime.feeds import Feeds
 from ...runtime.moments import Moment
+from ..bands import bands
 from ..base import Context
-from .weights import Packed, descend, nearest, rows, search_scale, second_order, unrows
+from .weights import Packed, descend, nearest, ordered_factor, passed_on, rows, search_scale, unrows
 
 WIDEST = 2304  # columns; the inverse of a larger moment takes longer than it is worth
 FEEDS = 32
@@ -73,24 +75,46 @@ def _round(node: gs.Node, moment: Moment) -> Rounded:
     weight = node.inputs[1].values
     facts = ops.facts(node).weight(node)
     axis = int(facts.out_axis) % weight.ndim if facts is not None else 0
-    matrix = rows(weight.astype(np.float64), axis)
     mean = np.atleast_2d(moment.mean)
     groups, width = mean.shape
-    wide = matrix.reshape(groups, -1, width)
+    wide = rows(weight, axis).reshape(groups, -1, width)
     keeps_mean = node.op != "MatMul"
-    second = _moment(moment, mean if keeps_mean else np.zeros_like(mean)) if width <= WIDEST else None
-    if second is None:
-        packed = nearest(weight, axis)
-        values = rows(packed.values, axis).reshape(wide.shape)
+    if width <= WIDEST:
+        values, steps = _for_inputs(wide, _moment(moment, mean if keeps_mean else np.zeros_like(mean)))
+        packed = Packed(unrows(values.reshape(-1, width), weight.shape, axis), steps.reshape(-1), axis)
     else:
-        importance = np.repeat(np.maximum(np.einsum("gkk->gk", second), 0.0), wide.shape[1], axis=0)
-        scale = search_scale(matrix, 127, importance + 1e-6 * importance.mean() + 1e-30)
-        steps = scale.reshape(groups, -1)
-        values = descend(wide, steps, second_order(wide, steps, second), second)
-        packed = Packed(unrows(values.reshape(matrix.shape), weight.shape, axis), scale, axis)
-    error = wide - values * packed.scale.reshape(groups, -1, 1).astype(np.float64)
-    shift = np.einsum("grk,gk->gr", error, mean).reshape(-1)
-    return Rounded(packed, shift if keeps_mean else None)
+        packed = nearest(weight, axis)
+        values, steps = rows(packed.values, axis).reshape(wide.shape), packed.scale.reshape(groups, -1)
+    if not keeps_mean:
+        return Rounded(packed, None)
+    shift = [_lost(wide[:, part], values[:, part], steps[:, part], mean) for part in _bands(wide)]
+    return Rounded(packed, np.concatenate(shift, axis=1).reshape(-1))
+
+
+def _for_inputs(wide: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Integers [groups, rows, columns] and scales [groups, rows] for inputs with this second moment."""
+    importance = np.maximum(np.einsum("gkk->gk", second), 0.0)
+    importance += 1e-6 * importance.mean() + 1e-30
+    order, upper = ordered_factor(second)
+    values, steps = np.empty(wide.shape, np.int8), np.empty(wide.shape[:2], np.float32)
+    for part in _bands(wide):
+        some = wide[:, part].astype(np.float64)
+        weighed = np.repeat(importance, some.shape[1], axis=0)
+        scale = search_scale(some.reshape(-1, some.shape[2]), 127, weighed).reshape(some.shape[:2])
+        values[:, part] = descend(some, scale, passed_on(some, scale, order, upper), second)
+        steps[:, part] = scale
+    return values, steps
+
+
+def _bands(wide: np.ndarray) -> Iterator[slice]:
+    """Rows of every group that are rounded together: each is a problem of its own."""
+    return bands(np.moveaxis(wide, 1, 0).shape)
+
+
+def _lost(wide: np.ndarray, values: np.ndarray, scale: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """The mean of the error of each output, [groups, rows]."""
+    error = wide - values * scale[:, :, None].astype(np.float64)
+    return np.asarray(np.einsum("grk,gk->gr", error, mean))
 
 
 def _moment(moment: Moment, mean: np.ndarray) -> np.ndarray:

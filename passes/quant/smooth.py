@@ -19,6 +19,7 @@ from ...runtime import ranges
 from ...runtime.feeds import Feeds
 from ...runtime.ranges import Range
 from ...runtime.taps import Tap
+from ..bands import bands
 from ..base import Context
 from . import calibrate
 from .calibrate import Seen
@@ -99,7 +100,7 @@ def best(
 
 def candidates(peak: np.ndarray, weights: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     """1 / s for every α; channels that are zero on one side keep the middle."""
-    other = np.max([np.abs(w).max(axis=1) for w in weights], axis=0).astype(np.float64)
+    other = np.max([np.maximum(w.max(axis=1), -w.min(axis=1)) for w in weights], axis=0).astype(np.float64)
     live = (peak > 0) & (other > 0)
     if not live.any():
         return
@@ -119,11 +120,14 @@ def error(
     x, rounded = x[1::2], calibrate.to_scale(low, high, kind, symmetric).fake(scaled[1::2])
     total = 0.0
     for w in weights:
-        v = w / factor[:, None].astype(np.float32)
-        step = np.maximum(np.abs(v).max(axis=0), 1e-30) / 127
-        want = x @ w
-        made = rounded @ (np.rint(v / step) * step)
-        total += float(((made - want) ** 2).sum() / max(float((want**2).sum()), 1e-30))
+        noise = signal = 0.0
+        for part in bands(w.T.shape):
+            v = w[:, part] / factor[:, None].astype(np.float32)
+            step = np.maximum(np.abs(v).max(axis=0), 1e-30) / 127
+            want = x @ w[:, part]
+            made = rounded @ (np.rint(v / step) * step)
+            noise, signal = noise + float(((made - want) ** 2).sum()), signal + float((want**2).sum())
+        total += noise / max(signal, 1e-30)
     return total
 
 

@@ -15,6 +15,7 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from ...ir import Model, edit, ops, order
+from ..bands import bands
 from ..base import Skip
 from .rounding import Rounded
 from .weights import Packed, nearest
@@ -158,9 +159,15 @@ def _fits(held: gs.Constant) -> bool:
 
 def noise(stored: Stored) -> float:
     """Relative squared error of a stored weight."""
-    error, power = restored(stored.packed), np.asarray(stored.held.values)
-    error -= power
-    return float(np.vdot(error, error)) / max(float(np.vdot(power, power)), 1e-30)
+    real, packed = np.asarray(stored.held.values), stored.packed
+    scale = np.broadcast_to(_scale(packed), real.shape)
+    gain = None if packed.gain is None else np.broadcast_to(packed.gain, real.shape)
+    lost = power = 0.0
+    for part in bands(real.shape):
+        error = _floats(packed.values[part], scale[part], None if gain is None else gain[part]) - real[part]
+        lost += float(np.vdot(error, error))
+        power += float(np.vdot(real[part], real[part]))
+    return lost / max(power, 1e-30)
 
 
 def _scale(packed: Packed) -> np.ndarray:
@@ -169,9 +176,15 @@ def _scale(packed: Packed) -> np.ndarray:
 
 def restored(packed: Packed) -> np.ndarray:
     """The float32 weight that Cast and Mul make again."""
-    wide = packed.values.astype(np.float32)
-    wide *= _scale(packed)
-    return wide if packed.gain is None else wide * packed.gain
+    return _floats(packed.values, _scale(packed), packed.gain)
+
+
+def _floats(values: np.ndarray, scale: np.ndarray, gain: np.ndarray | None) -> np.ndarray:
+    wide = values.astype(np.float32)
+    wide *= scale
+    if gain is not None:
+        wide *= gain
+    return wide
 
 
 def _restore(model: Model, graph: gs.Graph, held: gs.Constant, packed: Packed) -> None:

@@ -7,12 +7,13 @@ are still float (GPTQ, arXiv 2210.17323).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-_CELLS = 1 << 15  # elements that are searched together
+from ..bands import bands
+
+_CELLS = 1 << 15  # elements that are searched together: they fit in the cache, as every clip goes through them again
 _SHRINK = np.linspace(1.0, 0.6, 33)  # clips tried, as shares of the largest weight of the channel
 
 
@@ -67,16 +68,10 @@ def search_scale(
     importance: weights of the columns in the error, [columns] or [rows, columns].
     """
     chosen = np.empty(len(matrix), np.float32)
-    for part in _row_blocks(matrix):
+    for part in bands(matrix.shape, _CELLS):
         weighed = importance[part] if importance is not None and importance.ndim == 2 else importance
         chosen[part] = _search(matrix[part].astype(np.float64), top, weighed, shrink)
     return chosen
-
-
-def _row_blocks(matrix: np.ndarray) -> Iterator[slice]:
-    """Rows that fit in the cache together: every clip goes through them again."""
-    step = max(1, _CELLS // max(1, matrix.shape[1]))
-    return (slice(k, k + step) for k in range(0, len(matrix), step))
 
 
 def _search(matrix: np.ndarray, top: int, importance: np.ndarray | None, shrink: np.ndarray) -> np.ndarray:
@@ -100,7 +95,7 @@ def nearest(weight: np.ndarray, axis: int | None, top: int = 127, floor: np.ndar
     if floor is not None:
         scale = np.maximum(scale, floor.astype(np.float32))
     values = np.empty(matrix.shape, np.int8 if top <= 127 else np.int16)
-    for part in _row_blocks(matrix):
+    for part in bands(matrix.shape, _CELLS):
         ratio = matrix[part].astype(np.float64) / scale[part, None].astype(np.float64)
         values[part] = np.clip(np.rint(ratio), -top, top)
     return Packed(unrows(values, weight.shape, axis), scale, axis)
@@ -114,11 +109,21 @@ def second_order(
     matrix: [groups, rows, columns]; scale: [groups, rows]; moment: [groups, columns, columns]. Columns go in order
     of falling diag(H); after each, the columns left are moved to make up for its error.
     """
+    return passed_on(matrix, scale, *ordered_factor(moment, damp), top)
+
+
+def ordered_factor(moment: np.ndarray, damp: float = 0.01) -> tuple[np.ndarray, np.ndarray]:
+    """The order of the columns, [groups, columns], and the `inverse_factor` of H in that order: of all rows alike."""
     order = np.argsort(-np.diagonal(moment, axis1=1, axis2=2), axis=1, kind="stable")
+    turned = np.take_along_axis(np.take_along_axis(moment, order[:, :, None], 1), order[:, None, :], 2)
+    return order, inverse_factor(turned, damp)
+
+
+def passed_on(
+    matrix: np.ndarray, scale: np.ndarray, order: np.ndarray, upper: np.ndarray, top: int = 127
+) -> np.ndarray:
+    """`second_order` of some rows, with the `ordered_factor` of the moment."""
     w = np.take_along_axis(matrix, order[:, None, :], axis=2).astype(np.float64)
-    upper = inverse_factor(
-        np.take_along_axis(np.take_along_axis(moment, order[:, :, None], 1), order[:, None, :], 2), damp
-    )
     out = np.empty(w.shape, np.int8)
     s = scale.astype(np.float64)
     for start in range(0, w.shape[2], _BLOCK):
