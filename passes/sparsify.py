@@ -20,7 +20,7 @@ from ..ir.errors import OptionError
 from ..runtime.feeds import Feeds
 from .base import Context, LossyPass, PassResult, Skip
 from .prune import plan as planning
-from .prune.layers import Layer, layers, matrix, store
+from .prune.layers import CONVOLUTIONS, Layer, layers, matrix, store
 from .prune.refit import refit
 from .prune.stats import Target
 
@@ -130,7 +130,8 @@ def _unfit(node: gs.Node, pattern: tuple[int, int] | None) -> str:
 
 def _channels(node: gs.Node) -> int:
     """Input channels of one group."""
-    return int(node.inputs[1].shape[1]) if node.op == "Conv" else int(matrix(node).shape[2])
+    width, taps = int(matrix(node).shape[2]), node.inputs[1].shape[2:] if node.op in CONVOLUTIONS else ()
+    return width // int(np.prod(taps))
 
 
 def sparse(node: gs.Node, old: Array, sums: Any | None, ratio: float, pattern: tuple[int, int] | None) -> Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,17 +12,20 @@ import onnx_graphsurgeon as gs
 from ...ir import Model, edit
 from ...ir.edit import output_ids
 from ...ir.order import reads
+from ...runtime.contraction import contraction
 
 Array = np.ndarray
+CONVOLUTIONS = ("Conv", "ConvTranspose")
+SERVED = (*CONVOLUTIONS, "Gemm", "MatMul", "Einsum")
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One Conv, Gemm or MatMul.
+    """One Conv, ConvTranspose, Gemm or MatMul, or an Einsum of data and a constant.
 
     x, y: names of data input and output. bias: where the bias is, (node, input), or None. A MatMul whose bias is an
     Add behind it ends with that Add. witness: the tensor that an error of the output is felt in (the sum of a residual
-    block, or y itself); other: the summand that is added there.
+    block, or y itself); other: the summand that is added there. made: axes of y that count the layer's outputs.
     """
 
     node: str
@@ -32,6 +35,7 @@ class Layer:
     bias: tuple[str, int] | None
     witness: str
     other: str | None
+    made: tuple[int, ...] = (-1,)
 
 
 def layers(model: Model) -> list[Layer]:
@@ -64,8 +68,12 @@ def _settled(layer: Layer, level: dict[str, int], maker: dict[str, str]) -> Laye
 
 
 def _layer(node: gs.Node, outputs: set[int]) -> Layer | None:
-    if node.op not in ("Conv", "Gemm", "MatMul") or node.domain not in (None, "", "ai.onnx"):
+    if node.op not in SERVED or node.domain not in (None, "", "ai.onnx"):
         return None
+    if node.op == "Einsum":
+        product = contraction(node)
+        fitting = product is not None and node.inputs[product.w].dtype == np.float32
+        return _described(node, outputs) if fitting else None
     weight = edit.get(node, 1)
     if not isinstance(weight, gs.Constant) or isinstance(node.inputs[0], gs.Constant) or weight.dtype != np.float32:
         return None
@@ -82,12 +90,20 @@ def _layer(node: gs.Node, outputs: set[int]) -> Layer | None:
 
 
 def _described(node: gs.Node, outputs: set[int]) -> Layer:
-    y = node.outputs[0]
+    x, y = node.inputs[0], node.outputs[0]
     bias: tuple[str, int] | None = (node.name, 2)
+    made: tuple[int, ...] = (1,) if node.op in CONVOLUTIONS else (-1,)
     if node.op == "MatMul":
-        bias, y = _added_bias(y, outputs, node.inputs[1].shape[1])
+        bias, y = _added_bias(y, outputs, (node.inputs[1].shape[1],))
+    product = contraction(node)
+    if product is not None:
+        x, made, shape = node.inputs[product.x], product.made, node.inputs[product.w].shape
+        sizes = [shape[a] for a in product.groups[1] + product.outputs[0]]
+        rank = len(product.rows[0]) + len(made)
+        last = made == tuple(range(rank - len(made), rank))
+        bias, y = _added_bias(y, outputs, sizes) if last and made else (None, y)
     witness, other = _witness(y, outputs)
-    return Layer(node.name, node.op, node.inputs[0].name, y.name, bias, witness.name, other)
+    return Layer(node.name, node.op, x.name, y.name, bias, witness.name, other, made)
 
 
 def _only_user(tensor: Any, outputs: set[int]) -> gs.Node | None:
@@ -95,14 +111,14 @@ def _only_user(tensor: Any, outputs: set[int]) -> gs.Node | None:
     return next(iter(users.values())) if len(users) == 1 and id(tensor) not in outputs else None
 
 
-def _added_bias(y: Any, outputs: set[int], width: int) -> tuple[tuple[str, int] | None, Any]:
-    """The constant vector that is added to a MatMul, and the sum."""
+def _added_bias(y: Any, outputs: set[int], sizes: Sequence[int]) -> tuple[tuple[str, int] | None, Any]:
+    """The constant of the sizes of the last axes that is added to a product, and the sum."""
     user = _only_user(y, outputs)
     if user is None or user.op != "Add":
         return None, y
     index = 1 if user.inputs[0] is y else 0
     tensor = user.inputs[index]
-    if not isinstance(tensor, gs.Constant) or tuple(tensor.shape) != (width,):
+    if not isinstance(tensor, gs.Constant) or tuple(tensor.shape) != tuple(sizes):
         return None, y
     return (user.name, index), user.outputs[0]
 
@@ -117,26 +133,55 @@ def _witness(y: Any, outputs: set[int]) -> tuple[Any, str | None]:
     return y, None
 
 
+def weight_of(node: gs.Node) -> int:
+    """Position of the weight among a layer's inputs."""
+    product = contraction(node)
+    return 1 if product is None else product.w
+
+
 def matrix(node: gs.Node) -> Array:
     """The weight as `[groups, M/groups, D]`."""
+    product = contraction(node)
+    if product is not None:
+        return product.matrices(node.inputs[product.w].values)
     weight = node.inputs[1].values
+    groups = int(node.attrs.get("group", 1))
     if node.op == "Conv":
-        groups = int(node.attrs.get("group", 1))
         return weight.reshape(groups, weight.shape[0] // groups, -1)
+    if node.op == "ConvTranspose":
+        by_group = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
+        return np.swapaxes(by_group, 1, 2).reshape(groups, weight.shape[1], -1)
     return (weight if node.op == "Gemm" and node.attrs.get("transB", 0) else weight.T)[None]
+
+
+def layout(node: gs.Node) -> Callable[[Array], Array]:
+    """A function from matrices `[groups, M/groups, D]` to the layout of the node's weight, float32."""
+    product, op, groups = contraction(node), node.op, int(node.attrs.get("group", 1))
+    shape = tuple(node.inputs[weight_of(node)].shape)
+    flipped = op == "MatMul" or not node.attrs.get("transB", 0)
+
+    def laid(matrices: Array) -> Array:
+        if product is not None:
+            new = product.laid(matrices, shape)
+        elif op == "Conv":
+            new = matrices.reshape(shape)
+        elif op == "ConvTranspose":
+            new = np.swapaxes(matrices.reshape(groups, shape[1], shape[0] // groups, -1), 1, 2).reshape(shape)
+        else:
+            new = matrices[0].T if flipped else matrices[0]
+        return np.ascontiguousarray(new, dtype=np.float32)
+
+    return laid
 
 
 def store(model: Model, layer: Layer, nodes: dict[str, gs.Node], matrices: Array, bias: Array | None) -> None:
     """Put fitted weights `[groups, M/groups, D]`, and a new bias, in place of the old."""
     node = nodes[layer.node]
-    old = node.inputs[1]
-    if layer.op == "Conv":
-        new = matrices.reshape(old.shape)
-    else:
-        new = matrices[0] if layer.op == "Gemm" and node.attrs.get("transB", 0) else matrices[0].T
-    edit.set_input(node, 1, edit.constant(model, old.name, np.ascontiguousarray(new, dtype=np.float32)))
+    index = weight_of(node)
+    old = node.inputs[index]
+    edit.set_input(node, index, edit.constant(model, old.name, layout(node)(matrices)))
     if bias is not None and layer.bias is not None:
-        where, index = nodes[layer.bias[0]], layer.bias[1]
-        present = edit.get(where, index)
-        hint = f"{old.name}_bias" if present is None else present.name
-        edit.set_input(where, index, edit.constant(model, hint, bias.astype(np.float32)))
+        where, at = nodes[layer.bias[0]], layer.bias[1]
+        present = edit.get(where, at)
+        hint, shape = (f"{old.name}_bias", bias.shape) if present is None else (present.name, present.shape)
+        edit.set_input(where, at, edit.constant(model, hint, bias.reshape(shape).astype(np.float32)))

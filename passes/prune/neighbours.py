@@ -87,5 +87,5 @@ class Neighbours:
             shift = np.zeros(len(kept[layer.node]))
             if bias is not None and layer.bias is not None:
                 present = edit.const(self.nodes[layer.bias[0]], layer.bias[1])
-                shift = bias - (0.0 if present is None else present)
+                shift = bias - (0.0 if present is None else present.reshape(-1))
             self.known[layer.node, aimed(layer, takes).witness] = Change(weights, shift)

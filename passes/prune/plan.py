@@ -6,9 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import onnx_graphsurgeon as gs
 
 from ...ir import Model
-from ...runtime import moments
+from ...ir.labels import Cells, join
+from ...runtime import moments, unfold
+from ...runtime.contraction import contraction
 from ...runtime.feeds import Feeds
 from ..base import Context
 from . import fisher, stats
@@ -76,6 +79,7 @@ def curvatures(
     free = np.zeros(flow.atoms.count, bool)
     free[groups.units] = True
     inner = {p.node: flow.atoms.resolve(p.inner) for p in flow.products if p.weight == 1}
+    inner |= {x.node: _summed(groups, nodes[x.node]) for x in found if x.op == "Einsum"}
     wanted = [x for x in found if inner.get(x.node) is not None and free[inner[x.node]].any()]
     by_node = {x.node: x for x in wanted}
     result = []
@@ -87,6 +91,7 @@ def curvatures(
         seed=ctx.seed,
         threads=ctx.workers,
         max_rows_per_feed=-(-SCORED // len(feeds)),
+        geometry=unfold.regression,
         progress=ctx.progress,
     )
     for name, moment in stream:
@@ -103,9 +108,27 @@ def curvatures(
 
 def _made(groups: Groups, layer: Layer, free: Array) -> dict[int, Array]:
     """Outputs of a layer that go with each unit."""
-    labels = groups.flow.labels.get(layer.y)
-    cells = None if labels is None else groups.flow.atoms.resolve(labels[1 if layer.op == "Conv" else -1])
+    cells = _joined(groups, layer.y, layer.made)
     return {} if cells is None else columns_of(cells, free, 1)
+
+
+def _summed(groups: Groups, node: gs.Node) -> Cells | None:
+    """Labels of the columns of an Einsum's data."""
+    product = contraction(node)
+    return None if product is None else _joined(groups, node.inputs[product.x].name, product.columns[0])
+
+
+def _joined(groups: Groups, tensor: str, axes: Sequence[int]) -> Cells | None:
+    """Labels of the positions of some axes of a tensor together, the last axis running fastest."""
+    flow = groups.flow
+    labels, sizes = flow.labels.get(tensor, []), flow.sizes.get(tensor, ())
+    found: Cells | None = None
+    for k, axis in enumerate(axes if labels else ()):
+        cells = flow.atoms.resolve(labels[axis])
+        if cells is not None:
+            before, behind = (int(np.prod([sizes[a] for a in part])) for part in (axes[:k], axes[k + 1 :]))
+            found = join(found, np.tile(np.repeat(cells, behind, axis=0), (before, 1)))
+    return found
 
 
 def emphasise(curves: Sequence[Curvature], goal: Mapping[str, Target], found: Mapping[str, fisher.Fisher]) -> None:

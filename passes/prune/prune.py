@@ -252,10 +252,13 @@ class Prune(LossyPass):
         alive = alive_after(flow, gone)
         kept = {}
         for layer in plan.layers:
-            width = plan.goals[layer.node].rows[0].shape[1]
-            labels = flow.labels.get(layer.witness)
-            cells = None if labels is None else labels[1 if layer.op == "Conv" else -1]
-            kept[layer.node] = np.ones(width, bool) if cells is None else alive(cells)
+            mask = np.ones(1, bool)
+            labels = flow.labels.get(layer.witness, [])
+            for axis in layer.made if labels else ():
+                cells = labels[axis]
+                each = np.ones(flow.sizes[layer.witness][axis], bool) if cells is None else alive(cells)
+                mask = np.logical_and.outer(mask, each).reshape(-1)
+            kept[layer.node] = mask if labels else np.ones(plan.goals[layer.node].rows[0].shape[1], bool)
         return kept
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from ...ir import Model
 from ...runtime import unfold
+from ...runtime.contraction import picked_rows
 from ...runtime.feeds import Feeds
 from ...runtime.loading import give_back
 from ...runtime.taps import Tap
@@ -126,10 +127,7 @@ def rows_per_feed(layers: Sequence[Layer], widths: Mapping[str, int], feeds: int
 
 def rows_of(layer: Layer, tensor: Array, places: Array) -> Array:
     """Rows `[P, M]` of an output, or a tensor of its shape, at flat positions."""
-    if layer.op != "Conv":
-        return tensor.reshape(-1, tensor.shape[-1])[places]
-    flat = tensor.reshape(tensor.shape[0], tensor.shape[1], -1)
-    return flat[places // flat.shape[2], :, places % flat.shape[2]]
+    return picked_rows(tensor, layer.made, places)
 
 
 def targets(
@@ -143,7 +141,7 @@ def targets(
         values = tap.run(feed)
         for layer in wave:
             y = values[layer.witness]
-            total = y.size // y.shape[1 if layer.op == "Conv" else -1]
+            total = y.size // int(np.prod([y.shape[a] for a in layer.made]))
             places = unfold.choose(total, most[layer.node], seed, layer.node, index)
             found[layer.node].add(places, rows_of(layer, y, places), len(feeds))
     return found
@@ -165,7 +163,7 @@ def against(
     Where a layer ends in a sum, the target is what the sum should be less the copy's other summand, so that the errors
     of the layers before are corrected too (He 2017).
     """
-    geometry = {x.node: unfold.geometry(nodes[x.node]) for x in wave}
+    geometry = {x.node: unfold.regression(nodes[x.node]) for x in wave}
     sums = {x.node: _empty(geometry[x.node], goals[x.node], room) for x in wave}
     for index, values in enumerate(walk):
         for layer in wave:

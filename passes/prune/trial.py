@@ -18,7 +18,7 @@ from onnx import helper
 from ...ir import Model, edit, ops, order
 from ...runtime.session import Session
 from .energy import ZEROS
-from .layers import Layer, matrix
+from .layers import Layer, layout, matrix, weight_of
 
 Array = np.ndarray
 
@@ -63,11 +63,12 @@ class Trials:
         nodes = {n.name: n for n in copy.graph.nodes}
         self.names: dict[str, tuple[str, str]] = {}
         self.given: dict[str, Array] = {}
-        self.forms = {x.node: _form(nodes[x.node]) for x in layers}
+        self.forms = {x.node: layout(nodes[x.node]) for x in layers}
         for layer in layers:
             node = nodes[layer.node]
             bias = _open_bias(copy, nodes, layer, self.given)
-            self.names[layer.node] = (_open(copy, node, 1, node.inputs[1].values, self.given), bias)
+            index = weight_of(node)
+            self.names[layer.node] = (_open(copy, node, index, node.inputs[index].values, self.given), bias)
         self.masks = {n: _open_mask(copy, nodes[n], k, axis, size, self.given) for n, k, axis, size in masked}
         copy.graph.outputs = heads(copy)
         copy.header.input_order, copy.header.protos = (), {}
@@ -84,7 +85,7 @@ class Trials:
             weight, bias = self.names[node]
             given[weight] = self.forms[node](change.weights)
             if bias:
-                given[bias] = (given[bias] + change.shift).astype(np.float32)
+                given[bias] = (given[bias] + change.shift.reshape(given[bias].shape)).astype(np.float32)
         for node, mask in (masks or {}).items():
             given[self.masks[node]] = mask.reshape(given[self.masks[node]].shape).astype(np.float32)
         total = dict.fromkeys(self.spread, 0.0)
@@ -108,18 +109,6 @@ def _spread(values: Sequence[Array]) -> float:
     if len({v.shape[1:] for v in each}) > 1 or sum(len(v) for v in each) < 2:
         return max(float(np.concatenate([v.reshape(-1) for v in each]).var(dtype=np.float64)), 1e-30)
     return max(float(np.concatenate(each).var(0, dtype=np.float64).mean()), 1e-30)
-
-
-def _form(node: gs.Node) -> Any:
-    """A function from weights `[G, M/G, D]` to the node's own layout."""
-    shape, conv = node.inputs[1].shape, node.op == "Conv"
-    flipped = node.op != "Gemm" or not node.attrs.get("transB", 0)
-
-    def form(weights: Array) -> Array:
-        laid = weights.reshape(shape) if conv else weights[0].T if flipped else weights[0]
-        return np.ascontiguousarray(laid, dtype=np.float32)
-
-    return form
 
 
 def _open(model: Model, node: gs.Node, index: int, value: Array, given: dict[str, Array]) -> str:
