@@ -82,10 +82,13 @@ def geometry(node: gs.Node) -> Geometry:
 
 
 def regression(node: gs.Node) -> Geometry:
-    """As `geometry`, but with a row for every output position of a ConvTranspose too, and of an Einsum.
+    """As `geometry`, but with a row for every output position of a ConvTranspose too, and of an Einsum, and for every
+    step and sample that a recurrent layer reads.
 
     Raises PassError.
     """
+    if node.op in ("LSTM", "GRU", "RNN"):
+        return Geometry(int(node.inputs[1].shape[2]))
     if node.op == "Einsum":
         found = contraction(node)
         if found is None:

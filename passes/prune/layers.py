@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from ...ir import Model, edit
 from ...ir.edit import output_ids
 from ...ir.order import reads
 from ...runtime.contraction import contraction
+from . import recurrent
 
 Array = np.ndarray
 CONVOLUTIONS = ("Conv", "ConvTranspose")
@@ -21,11 +22,13 @@ SERVED = (*CONVOLUTIONS, "Gemm", "MatMul", "Einsum")
 
 @dataclass(frozen=True)
 class Layer:
-    """One Conv, ConvTranspose, Gemm or MatMul, or an Einsum of data and a constant.
+    """One Conv, ConvTranspose, Gemm or MatMul, an Einsum of data and a constant, or what LSTM, GRU or RNN make of their
+    inputs (`recurrent`).
 
     x, y: names of data input and output. bias: where the bias is, (node, input), or None. A MatMul whose bias is an
     Add behind it ends with that Add. witness: the tensor that an error of the output is felt in (the sum of a residual
     block, or y itself); other: the summand that is added there. made: axes of y that count the layer's outputs.
+    gates: how often a recurrent layer's outputs repeat its units; 0 for all others.
     """
 
     node: str
@@ -36,12 +39,13 @@ class Layer:
     witness: str
     other: str | None
     made: tuple[int, ...] = (-1,)
+    gates: int = 0
 
 
-def layers(model: Model) -> list[Layer]:
-    """Every layer that can be fitted, in the order of the graph."""
+def layers(model: Model, gates: bool = False) -> list[Layer]:
+    """Every layer that can be fitted, in the order of the graph. gates: those of recurrent layers too."""
     outputs = output_ids(model)
-    found = [x for x in (_layer(n, outputs) for n in model.graph.nodes) if x is not None]
+    found = [x for x in (_layer(n, outputs, gates) for n in model.graph.nodes) if x is not None]
     level = levels(model, [x.node for x in found])
     maker = {t.name: n.name for n in model.graph.nodes for t in n.outputs}
     return [_settled(x, level, maker) for x in found]
@@ -67,8 +71,13 @@ def _settled(layer: Layer, level: dict[str, int], maker: dict[str, str]) -> Laye
     return replace(layer, witness=layer.y, other=None)
 
 
-def _layer(node: gs.Node, outputs: set[int]) -> Layer | None:
-    if node.op not in SERVED or node.domain not in (None, "", "ai.onnx"):
+def _layer(node: gs.Node, outputs: set[int], gates: bool) -> Layer | None:
+    if node.domain not in (None, "", "ai.onnx"):
+        return None
+    if gates and node.op in recurrent.GATES and recurrent.fitting(node):
+        x, y = node.inputs[0].name, next(t.name for t in node.outputs if t.name)
+        return Layer(node.name, node.op, x, y, (node.name, 3), x, None, (-1,), recurrent.repeats(node))
+    if node.op not in SERVED:
         return None
     if node.op == "Einsum":
         product = contraction(node)
@@ -145,6 +154,8 @@ def matrix(node: gs.Node) -> Array:
     if product is not None:
         return product.matrices(node.inputs[product.w].values)
     weight = node.inputs[1].values
+    if node.op in recurrent.GATES:
+        return recurrent.matrix(node)
     groups = int(node.attrs.get("group", 1))
     if node.op == "Conv":
         return weight.reshape(groups, weight.shape[0] // groups, -1)
@@ -163,7 +174,7 @@ def layout(node: gs.Node) -> Callable[[Array], Array]:
     def laid(matrices: Array) -> Array:
         if product is not None:
             new = product.laid(matrices, shape)
-        elif op == "Conv":
+        elif op == "Conv" or op in recurrent.GATES:
             new = matrices.reshape(shape)
         elif op == "ConvTranspose":
             new = np.swapaxes(matrices.reshape(groups, shape[1], shape[0] // groups, -1), 1, 2).reshape(shape)
@@ -183,5 +194,22 @@ def store(model: Model, layer: Layer, nodes: dict[str, gs.Node], matrices: Array
     if bias is not None and layer.bias is not None:
         where, at = nodes[layer.bias[0]], layer.bias[1]
         present = edit.get(where, at)
-        hint, shape = (f"{old.name}_bias", bias.shape) if present is None else (present.name, present.shape)
-        edit.set_input(where, at, edit.constant(model, hint, bias.reshape(shape).astype(np.float32)))
+        hint = f"{old.name}_bias" if present is None else present.name
+        new = biased(layer, None if present is None else present.values, bias)
+        edit.set_input(where, at, edit.constant(model, hint, new))
+
+
+def biased(layer: Layer, present: Array | None, bias: Array) -> Array:
+    """A bias `[M]` in the layout of the one that is there, float32; a recurrent layer keeps its second half."""
+    if layer.gates:
+        bias = recurrent.whole(bias, present, layer.gates // recurrent.GATES[layer.op])
+    return bias.reshape(bias.shape if present is None else present.shape).astype(np.float32)
+
+
+def bias_of(layer: Layer, nodes: Mapping[str, gs.Node]) -> Array:
+    """The bias `[M]` as it is; zeros where there is none."""
+    present = None if layer.bias is None else edit.const(nodes[layer.bias[0]], layer.bias[1])
+    count = int(np.prod(matrix(nodes[layer.node]).shape[:2]))
+    if present is None:
+        return np.zeros(count, np.float32)
+    return recurrent.first_half(present) if layer.gates else present.reshape(-1)

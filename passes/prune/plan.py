@@ -109,7 +109,7 @@ def curvatures(
 def _made(groups: Groups, layer: Layer, free: Array) -> dict[int, Array]:
     """Outputs of a layer that go with each unit."""
     cells = _joined(groups, layer.y, layer.made)
-    return {} if cells is None else columns_of(cells, free, 1)
+    return {} if cells is None else columns_of(np.tile(cells, (max(layer.gates, 1), 1)), free, 1)
 
 
 def _summed(groups: Groups, node: gs.Node) -> Cells | None:

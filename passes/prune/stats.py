@@ -18,7 +18,7 @@ from ...runtime.contraction import picked_rows
 from ...runtime.feeds import Feeds
 from ...runtime.loading import give_back
 from ...runtime.taps import Tap
-from .layers import Layer
+from .layers import Layer, bias_of, matrix
 from .thin import Rows
 
 Array = np.ndarray
@@ -133,8 +133,9 @@ def rows_of(layer: Layer, tensor: Array, places: Array) -> Array:
 def targets(
     model: Model, wave: Sequence[Layer], feeds: Feeds, most: Mapping[str, int], seed: int, threads: int
 ) -> dict[str, Target]:
-    """Run the original once and keep what its layers put out."""
+    """Run the original once and keep what its layers put out; of recurrent ones what they make of their inputs."""
     give_back()
+    nodes = {n.name: n for n in model.graph.nodes}
     tap = Tap(model, [x.witness for x in wave], threads=threads)
     found = {x.node: Target() for x in wave}
     for index, feed in enumerate(feeds):
@@ -143,7 +144,10 @@ def targets(
             y = values[layer.witness]
             total = y.size // int(np.prod([y.shape[a] for a in layer.made]))
             places = unfold.choose(total, most[layer.node], seed, layer.node, index)
-            found[layer.node].add(places, rows_of(layer, y, places), len(feeds))
+            rows = rows_of(layer, y, places)
+            if layer.gates:
+                rows = rows @ matrix(nodes[layer.node])[0].T + bias_of(layer, nodes)
+            found[layer.node].add(places, rows, len(feeds))
     return found
 
 
