@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnx_graphsurgeon as gs
 import pytest
 from onnx import helper
 from onnxslim_opt.passes.base import Context
@@ -59,7 +60,7 @@ def check_rows(model: ir.Model, x: np.ndarray) -> None:
         unfold.rows(geo, x, at) @ np.swapaxes(found, 1, 2), unfold.targets(geo, y, at), atol=2e-5
     )
     weight = next(t.values for t in node.inputs if hasattr(t, "values"))
-    np.testing.assert_array_equal(layout(node)(found), weight)
+    np.testing.assert_array_equal(layout(node)(found)[0], weight)
 
 
 @pytest.mark.parametrize(("kernel", "channels", "out", "group", "attrs", "size"), TRANSPOSED)
@@ -210,3 +211,48 @@ def test_the_choice_knows_which_channels_others_make_up(name: str) -> None:
     ctx, small = context(model), model.copy()
     assert Prune(ratio=0.1, round_to=1).run(small, ctx).did["channels removed"]
     assert distances(model, small, ctx) < 1e-4
+
+
+def doubled(kind: str, direction: str, last: bool, start: bool) -> ir.Model:
+    """A recurrent layer whose last two units are one; its states, or its last ones, are read by a linear layer."""
+    n = Net(x=[7, 2, 5])
+    ways, gates = 2 if direction == "bidirectional" else 1, {"LSTM": 4, "RNN": 1}[kind]
+    w, r, b = n.weight(ways, gates * 6, 5), n.weight(ways, gates * 6, 6), n.weight(ways, 2 * gates * 6)
+    for name in (w, r, b):
+        n.weights[name] *= np.float32(4)
+        by_unit = n.weights[name].reshape(ways, -1, 6, n.weights[name].shape[2] if name != b else 1)
+        by_unit[:, :, 5] = by_unit[:, :, 4]
+    first = []
+    if start:
+        first = ["", n.weight(ways, 2, 6)]
+        n.weights[first[1]][:, :, 5] = n.weights[first[1]][:, :, 4]
+    y, h = n.op(kind, "x", w, r, b, *first, outputs=2, hidden_size=6, direction=direction)
+    read = h if last else n.op("Reshape", n.op("Transpose", y, perm=[0, 2, 1, 3]), n.ints(7, 2, 6 * ways))
+    n.linear(read, 6 if last else 6 * ways, 3)
+    model = n.model()
+    if last:  # as `simplify` leaves it
+        model.graph.nodes[0].outputs[0] = gs.Variable.empty()
+    return model
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "RNN"])
+@pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("start", [False, True])
+def test_a_unit_that_equals_another_leaves_no_trace(kind: str, direction: str, last: bool, start: bool) -> None:
+    model = doubled(kind, direction, last, start)
+    ctx, found = context(model), groups(model)
+    kinds = planning.layers(model, gates=True)
+    goals = planning.goals(model, kinds, ctx.fit, ctx)
+    (family,) = found.families
+    raw, small = model.copy(), model.copy()
+    for one in (raw, small):
+        cut(one, found.flow, family.units[-1:])
+        ir.order.sort(one)
+    plan = planning.Plan(found, None, kinds, goals)  # type: ignore[arg-type]  # the units are given
+    kept = Prune()._kept(plan, family.units[-1:])
+    assert refit(small, kinds, ctx.fit, goals, kept, ctx, ridges=(1e-9,)) == 2
+    assert distances(model, small, ctx) < 1e-5 * distances(model, raw, ctx)
+    curve = next(c for c in planning.curvatures(model, found, kinds, goals, ctx.fit, ctx) if c.node == kinds[0].node)
+    losses = np.array(list(curve.losses(family.units.tolist()).values()))
+    assert losses[-2:].max() < 0.3 * losses[:-2].min()

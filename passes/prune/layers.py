@@ -23,12 +23,13 @@ SERVED = (*CONVOLUTIONS, "Gemm", "MatMul", "Einsum")
 @dataclass(frozen=True)
 class Layer:
     """One Conv, ConvTranspose, Gemm or MatMul, an Einsum of data and a constant, or what LSTM, GRU or RNN make of their
-    inputs (`recurrent`).
+    inputs and states (`recurrent`).
 
     x, y: names of data input and output. bias: where the bias is, (node, input), or None. A MatMul whose bias is an
     Add behind it ends with that Add. witness: the tensor that an error of the output is felt in (the sum of a residual
     block, or y itself); other: the summand that is added there. made: axes of y that count the layer's outputs.
-    gates: how often a recurrent layer's outputs repeat its units; 0 for all others.
+    gates: how often a recurrent layer's outputs repeat its units; 0 for all others. states: its states and the first
+    ones, where they are read too.
     """
 
     node: str
@@ -40,6 +41,7 @@ class Layer:
     other: str | None
     made: tuple[int, ...] = (-1,)
     gates: int = 0
+    states: tuple[str, ...] = ()
 
 
 def layers(model: Model, gates: bool = False) -> list[Layer]:
@@ -76,7 +78,8 @@ def _layer(node: gs.Node, outputs: set[int], gates: bool) -> Layer | None:
         return None
     if gates and node.op in recurrent.GATES and recurrent.fitting(node):
         x, y = node.inputs[0].name, next(t.name for t in node.outputs if t.name)
-        return Layer(node.name, node.op, x, y, (node.name, 3), x, None, (-1,), recurrent.repeats(node))
+        both = recurrent.states(node) if recurrent.joint(node) else ()
+        return Layer(node.name, node.op, x, y, (node.name, 3), x, None, (-1,), recurrent.repeats(node), both)
     if node.op not in SERVED:
         return None
     if node.op == "Einsum":
@@ -142,10 +145,12 @@ def _witness(y: Any, outputs: set[int]) -> tuple[Any, str | None]:
     return y, None
 
 
-def weight_of(node: gs.Node) -> int:
-    """Position of the weight among a layer's inputs."""
+def weights_of(node: gs.Node) -> tuple[int, ...]:
+    """Positions of the weights among a layer's inputs."""
     product = contraction(node)
-    return 1 if product is None else product.w
+    if product is not None:
+        return (product.w,)
+    return (1, 2) if node.op in recurrent.GATES and recurrent.joint(node) else (1,)
 
 
 def matrix(node: gs.Node) -> Array:
@@ -165,13 +170,17 @@ def matrix(node: gs.Node) -> Array:
     return (weight if node.op == "Gemm" and node.attrs.get("transB", 0) else weight.T)[None]
 
 
-def layout(node: gs.Node) -> Callable[[Array], Array]:
-    """A function from matrices `[groups, M/groups, D]` to the layout of the node's weight, float32."""
+def layout(node: gs.Node) -> Callable[[Array], list[Array]]:
+    """A function from matrices `[groups, M/groups, D]` to the layout of the node's weights, float32."""
     product, op, groups = contraction(node), node.op, int(node.attrs.get("group", 1))
-    shape = tuple(node.inputs[weight_of(node)].shape)
+    places = weights_of(node)
+    shape = tuple(node.inputs[places[0]].shape)
     flipped = op == "MatMul" or not node.attrs.get("transB", 0)
 
-    def laid(matrices: Array) -> Array:
+    def laid(matrices: Array) -> list[Array]:
+        if len(places) > 1:
+            parts = (matrices[:, :, : shape[2]], matrices[:, :, shape[2] :])
+            return [np.ascontiguousarray(p, dtype=np.float32) for p in parts]
         if product is not None:
             new = product.laid(matrices, shape)
         elif op == "Conv" or op in recurrent.GATES:
@@ -180,7 +189,7 @@ def layout(node: gs.Node) -> Callable[[Array], Array]:
             new = np.swapaxes(matrices.reshape(groups, shape[1], shape[0] // groups, -1), 1, 2).reshape(shape)
         else:
             new = matrices[0].T if flipped else matrices[0]
-        return np.ascontiguousarray(new, dtype=np.float32)
+        return [np.ascontiguousarray(new, dtype=np.float32)]
 
     return laid
 
@@ -188,15 +197,16 @@ def layout(node: gs.Node) -> Callable[[Array], Array]:
 def store(model: Model, layer: Layer, nodes: dict[str, gs.Node], matrices: Array, bias: Array | None) -> None:
     """Put fitted weights `[groups, M/groups, D]`, and a new bias, in place of the old."""
     node = nodes[layer.node]
-    index = weight_of(node)
-    old = node.inputs[index]
-    edit.set_input(node, index, edit.constant(model, old.name, layout(node)(matrices)))
+    old = node.inputs[weights_of(node)[0]]
+    for index, new in zip(weights_of(node), layout(node)(matrices)):
+        edit.set_input(node, index, edit.constant(model, node.inputs[index].name, new))
     if bias is not None and layer.bias is not None:
         where, at = nodes[layer.bias[0]], layer.bias[1]
         present = edit.get(where, at)
         hint = f"{old.name}_bias" if present is None else present.name
-        new = biased(layer, None if present is None else present.values, bias)
-        edit.set_input(where, at, edit.constant(model, hint, new))
+        edit.set_input(
+            where, at, edit.constant(model, hint, biased(layer, None if present is None else present.values, bias))
+        )
 
 
 def biased(layer: Layer, present: Array | None, bias: Array) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -9,12 +10,12 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from ...ir import Model
-from ...ir.labels import Cells, join
+from ...ir.labels import Cells, join, stack
 from ...runtime import moments, unfold
 from ...runtime.contraction import contraction
 from ...runtime.feeds import Feeds
 from ..base import Context
-from . import fisher, stats
+from . import fisher, recurrent, stats
 from .dead import Fold
 from .grouping import Groups
 from .layers import Layer, layers, matrix
@@ -57,6 +58,7 @@ def goals(model: Model, found: Sequence[Layer], feeds: Feeds, ctx: Context) -> d
     nodes = {n.name: n for n in model.graph.nodes}
     widths = {x.node: matrix(nodes[x.node]).shape[2] for x in found}
     heights = {x.node: int(np.prod(matrix(nodes[x.node]).shape[:2])) for x in found}
+    heights |= {x.node: heights[x.node] + int(np.prod(matrix(nodes[x.node]).shape[::2])) for x in found if x.states}
     budget = (ctx.memory_mb << 20) * 3 // 8 // max(4 * sum(heights.values()), 1)
     most = stats.rows_per_feed(found, widths, len(feeds), budget)
     result: dict[str, Target] = {}
@@ -80,12 +82,13 @@ def curvatures(
     free[groups.units] = True
     inner = {p.node: flow.atoms.resolve(p.inner) for p in flow.products if p.weight == 1}
     inner |= {x.node: _summed(groups, nodes[x.node]) for x in found if x.op == "Einsum"}
+    inner |= {x.node: _read(groups, x, nodes[x.node]) for x in found if x.states}
     wanted = [x for x in found if inner.get(x.node) is not None and free[inner[x.node]].any()]
     by_node = {x.node: x for x in wanted}
     result = []
     stream = moments.stream(
         model,
-        [x.node for x in wanted],
+        [x.node for x in wanted if not x.states],
         feeds,
         memory_mb=ctx.memory_mb // 4,  # the goals hold three eighths of the budget
         seed=ctx.seed,
@@ -94,7 +97,8 @@ def curvatures(
         geometry=unfold.regression,
         progress=ctx.progress,
     )
-    for name, moment in stream:
+    both = ((x.node, recurrent.moment(goal[x.node].read)) for x in wanted if x.states)
+    for name, moment in itertools.chain(stream, both):
         layer = by_node[name]
         second = moment.second if moment.H is not None or moment.width <= 2048 else None
         scale = max(goal[layer.node].variance, 1e-12)
@@ -116,6 +120,12 @@ def _summed(groups: Groups, node: gs.Node) -> Cells | None:
     """Labels of the columns of an Einsum's data."""
     product = contraction(node)
     return None if product is None else _joined(groups, node.inputs[product.x].name, product.columns[0])
+
+
+def _read(groups: Groups, layer: Layer, node: gs.Node) -> Cells | None:
+    """Labels of the inputs of a recurrent layer and of its states, one after the other."""
+    parts = [_joined(groups, layer.x, (2,)), _joined(groups, layer.y, layer.made)]
+    return stack(parts, [int(node.inputs[k].shape[2]) for k in (1, 2)])
 
 
 def _joined(groups: Groups, tensor: str, axes: Sequence[int]) -> Cells | None:

@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from ...ir import Model
+from ...ir import Model, edit
 from ...runtime import unfold
 from ...runtime.contraction import picked_rows
 from ...runtime.feeds import Feeds
 from ...runtime.loading import give_back
 from ...runtime.taps import Tap
+from . import recurrent
 from .layers import Layer, bias_of, matrix
 from .thin import Rows
 
@@ -86,12 +87,14 @@ class Target:
     """What the original computes at a layer's sampled places, feed by feed: rows `[P, M]` of the witness.
 
     weights: `[P]`, what an error at each place counts (`fisher`); empty: all alike.
+    read: inputs `[P, I]` and states `[P, D, H]` of a recurrent layer that is fitted to both.
     variance: of the witness, summed over channels: what an error of this layer is measured against.
     """
 
     places: list[Array] = field(default_factory=list)
     rows: list[Array] = field(default_factory=list)
     weights: list[Array] = field(default_factory=list)
+    read: list[tuple[Array, Array]] = field(default_factory=list)
     _room: Array | None = None
 
     def add(self, places: Array, rows: Array, feeds: int) -> None:
@@ -136,7 +139,10 @@ def targets(
     """Run the original once and keep what its layers put out; of recurrent ones what they make of their inputs."""
     give_back()
     nodes = {n.name: n for n in model.graph.nodes}
-    tap = Tap(model, [x.witness for x in wave], threads=threads)
+    model = recurrent.named(model, [x.node for x in wave if x.states])
+    constants = model.constants()
+    wanted = [n for x in wave for n in (x.witness, *x.states) if n and n not in constants]
+    tap = Tap(model, list(dict.fromkeys(wanted)), threads=threads)
     found = {x.node: Target() for x in wave}
     for index, feed in enumerate(feeds):
         values = tap.run(feed)
@@ -146,9 +152,24 @@ def targets(
             places = unfold.choose(total, most[layer.node], seed, layer.node, index)
             rows = rows_of(layer, y, places)
             if layer.gates:
-                rows = rows @ matrix(nodes[layer.node])[0].T + bias_of(layer, nodes)
+                rows = _before_gates(layer, nodes, values, places, rows, found[layer.node])
             found[layer.node].add(places, rows, len(feeds))
     return found
+
+
+def _before_gates(
+    layer: Layer, nodes: Mapping[str, Any], values: Mapping[str, Array], places: Array, x: Array, goal: Target
+) -> Array:
+    """What a recurrent layer makes of inputs `[P, I]`, and of the states, `[P, M]`; keeps what was read."""
+    node, rows = nodes[layer.node], x[None]
+    if layer.states:
+        every, first = layer.states
+        start = None if not first else values[first] if first in values else edit.const(node, recurrent.INITIAL)
+        state = recurrent.before(node, values[every], start)[places]
+        goal.read.append((x, state))
+        rows = recurrent.rows(x, state)
+    made = rows @ np.swapaxes(matrix(node), 1, 2)
+    return np.asarray(made.transpose(1, 0, 2).reshape(len(x), -1) + bias_of(layer, nodes))
 
 
 def against(
@@ -167,7 +188,7 @@ def against(
     Where a layer ends in a sum, the target is what the sum should be less the copy's other summand, so that the errors
     of the layers before are corrected too (He 2017).
     """
-    geometry = {x.node: unfold.regression(nodes[x.node]) for x in wave}
+    geometry = {x.node: _geometry(x, nodes[x.node]) for x in wave}
     sums = {x.node: _empty(geometry[x.node], goals[x.node], room) for x in wave}
     for index, values in enumerate(walk):
         for layer in wave:
@@ -177,11 +198,23 @@ def against(
             if layer.other:
                 y = y - rows_of(layer, values[layer.other], places)
             grouped = y.reshape(len(y), geo.groups, -1).transpose(1, 0, 2)
-            rows = np.ascontiguousarray(unfold.rows(geo, values[layer.x], places))
+            if layer.states:
+                left = kept[layer.node].reshape(geo.groups, -1, goal.read[index][1].shape[2])[:, 0]
+                state = goal.read[index][1][:, left].reshape(len(places), geo.groups, -1)
+                rows = recurrent.rows(rows_of(layer, values[layer.x], places), state)
+            else:
+                rows = np.ascontiguousarray(unfold.rows(geo, values[layer.x], places))
             sums[layer.node][index % HELD_OUT == HELD_OUT - 1].add(
                 rows, np.ascontiguousarray(grouped), goal.weights[index] if goal.weights else None
             )
     return sums
+
+
+def _geometry(layer: Layer, node: Any) -> unfold.Geometry:
+    if not layer.states:
+        return unfold.regression(node)
+    groups, _, width = matrix(node).shape
+    return unfold.Geometry(width, groups)
 
 
 def _empty(geo: unfold.Geometry, goal: Target, room: int) -> tuple[Any, Any]:

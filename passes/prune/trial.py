@@ -18,7 +18,7 @@ from onnx import helper
 from ...ir import Model, edit, ops, order
 from ...runtime.session import Session
 from .energy import ZEROS
-from .layers import Layer, bias_of, biased, layout, weight_of
+from .layers import Layer, bias_of, biased, layout, weights_of
 
 Array = np.ndarray
 
@@ -61,15 +61,16 @@ class Trials:
     ):
         copy = model.copy()
         nodes = {n.name: n for n in copy.graph.nodes}
-        self.names: dict[str, tuple[str, str]] = {}
+        self.names: dict[str, tuple[list[str], str]] = {}
         self.given: dict[str, Array] = {}
         self.shifted: dict[str, Callable[[Array], Array]] = {}
         self.forms = {x.node: layout(nodes[x.node]) for x in layers}
         for layer in layers:
             node = nodes[layer.node]
             bias, self.shifted[layer.node] = _open_bias(copy, nodes, layer, self.given)
-            index = weight_of(node)
-            self.names[layer.node] = (_open(copy, node, index, node.inputs[index].values, self.given), bias)
+            places = weights_of(node)
+            weights = [_open(copy, node, k, node.inputs[k].values, self.given) for k in places]
+            self.names[layer.node] = (weights, bias)
         self.masks = {n: _open_mask(copy, nodes[n], k, axis, size, self.given) for n, k, axis, size in masked}
         copy.graph.outputs = heads(copy)
         copy.header.input_order, copy.header.protos = (), {}
@@ -83,8 +84,8 @@ class Trials:
         """Squared error of the heads, each relative to its variance over the feeds, and averaged over the heads."""
         given = dict(self.given)
         for node, change in changes.items():
-            weight, bias = self.names[node]
-            given[weight] = self.forms[node](change.weights)
+            weights, bias = self.names[node]
+            given.update(zip(weights, self.forms[node](change.weights)))
             if bias:
                 given[bias] = self.shifted[node](change.shift)
         for node, mask in (masks or {}).items():
