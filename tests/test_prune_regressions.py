@@ -12,8 +12,9 @@ from onnxslim_opt.passes.base import Context
 from onnxslim_opt.passes.prune import Prune, groups
 from onnxslim_opt.passes.prune import plan as planning
 from onnxslim_opt.passes.prune.cut import cut
-from onnxslim_opt.passes.prune.layers import layers, layout, matrix
+from onnxslim_opt.passes.prune.layers import layers, layout, matrix, store
 from onnxslim_opt.passes.prune.refit import refit
+from onnxslim_opt.passes.sparsify import Sparsify
 from onnxslim_opt.passes.target import Target
 from onnxslim_opt.runtime import Session, feeds, unfold
 from prune_nets import Net
@@ -211,6 +212,50 @@ def test_the_choice_knows_which_channels_others_make_up(name: str) -> None:
     ctx, small = context(model), model.copy()
     assert Prune(ratio=0.1, round_to=1).run(small, ctx).did["channels removed"]
     assert distances(model, small, ctx) < 1e-4
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_without_a_bias_what_goes_takes_its_mean_along(biased: bool) -> None:
+    """The loss of a unit is the least-squares error without it; with a bias the fit has an intercept."""
+    n = Net(x=[2, 40, 12])
+    shifted = n.op("Add", n.op("MatMul", "x", n.weight(12, 6)), n.weight(6))
+    y = n.op("MatMul", shifted, n.weight(6, 5))
+    if biased:
+        n.op("Add", y, n.weight(5))
+    model = n.model()
+    ctx, found = context(model), groups(model)
+    kinds = planning.layers(model)
+    goals = planning.goals(model, kinds, ctx.fit, ctx)
+    (curve,) = planning.curvatures(model, found, kinds, goals, ctx.fit, ctx)
+    session = Session(model, outputs=[kinds[1].x, kinds[1].y])
+    values = [session.run(f) for f in ctx.fit]
+    a, b = (np.concatenate([v[k].reshape(-1, v[k].shape[-1]) for v in values]) for k in (kinds[1].x, kinds[1].y))
+    losses = curve.losses(found.units.tolist())
+    for k, unit in enumerate(found.units.tolist()):
+        rest = np.c_[np.delete(a, k, 1), np.ones(len(a))] if biased else np.delete(a, k, 1)
+        left = b - rest @ np.linalg.lstsq(rest, b, rcond=None)[0]
+        assert losses[unit] == pytest.approx(np.square(left).sum() / len(b) / b.var(0).sum(), rel=0.05)
+
+
+@pytest.mark.parametrize("options", [{"ratio": 0.5}, {"nm": "2:4"}])
+@pytest.mark.parametrize("name", ["plain", "groups", "line", "volume", "einsum", "heads out", "heads in"])
+def test_zeros_reach_transposed_convolutions_and_einsums(name: str, options: dict[str, Any]) -> None:
+    model = NETS[name]()
+    ctx, small = context(model), model.copy()
+    assert Sparsify(**options).run(small, ctx).changed
+    node = next(n for n in small.graph.nodes if n.op in ("ConvTranspose", "Einsum"))
+    found = matrix(node)
+    assert (found == 0).mean() == pytest.approx(0.5, abs=0.02)
+    if "nm" in options:  # of every four neighbours among the input channels of a tap
+        channels = found.shape[2] // int(np.prod(node.inputs[1].shape[2:])) if node.op == "ConvTranspose" else -1
+        by_tap = np.swapaxes(found.reshape(*found.shape[:2], channels, -1), 2, 3) if channels > 0 else found
+        assert ((by_tap.reshape(-1, 4) != 0).sum(1) == 2).all()
+    raw, fitted = model.copy(), {n.name: n for n in small.graph.nodes}
+    kinds = {n.name: n for n in raw.graph.nodes}
+    for layer in layers(raw):
+        weight = np.where(matrix(fitted[layer.node]) == 0, 0, matrix(kinds[layer.node]))
+        store(raw, layer, kinds, weight, None)
+    assert distances(model, small, ctx) < 0.9 * distances(model, raw, ctx)  # the rest takes their part over
 
 
 def doubled(kind: str, direction: str, last: bool, start: bool) -> ir.Model:

@@ -104,7 +104,8 @@ def curvatures(
         scale = max(goal[layer.node].variance, 1e-12)
         cells = inner[name]
         assert cells is not None
-        curve = curvature(name, matrix(nodes[name]), moment.mean, second, moment.X, cells, free, scale)
+        mean = moment.mean if layer.bias is not None else np.zeros_like(moment.mean)  # nothing takes the mean over
+        curve = curvature(name, matrix(nodes[name]), mean, second, moment.X, cells, free, scale)
         curve.rows = _made(groups, layer, free)
         result.append(curve)
     return result

@@ -66,9 +66,9 @@ class Sums:
         """Of x `[G, D]` and y `[G, T]`."""
         return self.x / self.rows, self.y / self.rows
 
-    def covariance(self, group: int) -> tuple[Array | None, Array]:
-        """Of one group's x `[D, D]`, and its diagonal."""
-        mean = self.x[group] / self.rows
+    def covariance(self, group: int, centred: bool = True) -> tuple[Array | None, Array]:
+        """Of one group's x `[D, D]`, and its diagonal; second moments about zero unless centred."""
+        mean = self.x[group] / self.rows * centred
         found = self.xx[group] / self.rows - np.outer(mean, mean)
         return found, np.diagonal(found)
 
