@@ -20,7 +20,7 @@ from ..ir.errors import OptionError
 from ..runtime.feeds import Feeds
 from .base import Context, LossyPass, PassResult, Skip
 from .prune import plan as planning
-from .prune.layers import Layer, layers, matrix, store
+from .prune.layers import CONVOLUTIONS, Layer, layers, matrix, store
 from .prune.refit import refit
 from .prune.stats import Target
 
@@ -103,7 +103,7 @@ class Sparsify(LossyPass):
 
         def finish(layer: Layer, found: Array, sums: Any | None) -> Array:
             nonlocal zeros
-            new = sparse(nodes[layer.node], found, sums, ratio, pattern)
+            new = sparse(nodes[layer.node], found, sums, ratio, pattern, layer.bias is not None)
             zeros += int((new == 0).sum())
             return new
 
@@ -130,15 +130,19 @@ def _unfit(node: gs.Node, pattern: tuple[int, int] | None) -> str:
 
 def _channels(node: gs.Node) -> int:
     """Input channels of one group."""
-    return int(node.inputs[1].shape[1]) if node.op == "Conv" else int(matrix(node).shape[2])
+    width, taps = int(matrix(node).shape[2]), node.inputs[1].shape[2:] if node.op in CONVOLUTIONS else ()
+    return width // int(np.prod(taps))
 
 
-def sparse(node: gs.Node, old: Array, sums: Any | None, ratio: float, pattern: tuple[int, int] | None) -> Array:
-    """Weights `[G, M/G, D]` with zeros; sums: over rows of their inputs (None: zeros by magnitude)."""
+def sparse(
+    node: gs.Node, old: Array, sums: Any | None, ratio: float, pattern: tuple[int, int] | None, centred: bool = True
+) -> Array:
+    """Weights `[G, M/G, D]` with zeros; sums: over rows of their inputs (None: zeros by magnitude); centred: whether a
+    bias keeps the mean."""
     order = _input_channels_last(node, old.shape[2])
     back, new = np.argsort(order), np.empty_like(old)
     for g, weight in enumerate(old):
-        covariance, spread = _covariance(sums, g, old.shape[2])
+        covariance, spread = _covariance(sums, g, old.shape[2], centred)
         if covariance is None:
             new[g] = magnitudes(weight[:, order], spread[order], ratio, pattern)[:, back]
         else:
@@ -152,11 +156,11 @@ def _input_channels_last(node: gs.Node, width: int) -> Array:
     return np.arange(width).reshape(channels, -1).T.reshape(-1)
 
 
-def _covariance(sums: Any | None, group: int, width: int) -> tuple[Array | None, Array]:
+def _covariance(sums: Any | None, group: int, width: int, centred: bool) -> tuple[Array | None, Array]:
     """Covariance of a group's inputs, or None where there is none or it is too wide; and the variances."""
     if sums is None:
         return None, np.ones(width)  # magnitudes: every input counts alike
-    return sums.covariance(group)  # type: ignore[no-any-return]
+    return sums.covariance(group, centred)  # type: ignore[no-any-return]
 
 
 def magnitudes(weight: Array, spread: Array, ratio: float, pattern: tuple[int, int] | None) -> Array:

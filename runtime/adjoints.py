@@ -17,7 +17,8 @@ import onnx_graphsurgeon as gs
 from ..ir.errors import PassError
 from ..ir.model import Header, Model
 from ..ir.ops import facts
-from . import unfold
+from . import products, unfold
+from .products import unbroadcast
 from .session import Session
 
 Array = np.ndarray
@@ -94,56 +95,6 @@ def _all_float(node: gs.Node, wanted: Sequence[int]) -> bool:
 
 def _attrs(node: gs.Node, *names: str) -> dict[str, Any]:
     return {n: node.attrs[n] for n in names if n in node.attrs}
-
-
-def unbroadcast(g: Array, shape: tuple[int, ...]) -> Array:
-    """A gradient summed over what broadcasting repeated."""
-    if g.shape == shape:
-        return g
-    g = g.sum(tuple(range(g.ndim - len(shape))))
-    return g.sum(tuple(a for a, n in enumerate(shape) if n == 1 and g.shape[a] != 1), keepdims=True)
-
-
-def _conv(own: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, Array]:
-    geo, sizes = unfold.geometry(own.node), x[0].shape[2:]
-    pads = unfold.pads(geo, sizes)
-    spans = [(k - 1) * d + 1 for k, d in zip(geo.kernel, geo.dilations)]
-    more = [
-        n + a + b - (m - 1) * s - span for n, (a, b), m, s, span in zip(sizes, pads, g.shape[2:], geo.strides, spans)
-    ]
-    attrs = {
-        "group": geo.groups,
-        "strides": list(geo.strides),
-        "dilations": list(geo.dilations),
-        "pads": [p[0] for p in pads] + [p[1] for p in pads],
-        "output_padding": more,
-    }
-    return {0: own.lone(g.shape, "ConvTranspose", attrs, [g, x[1]])[0]}
-
-
-def _matmul(own: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, Array]:
-    if min(x[0].ndim, x[1].ndim) < 2:
-        raise PassError(f"no gradient is known through '{own.node.name}' (MatMul with a vector)")
-    found = {}
-    if 0 in own.wanted:
-        found[0] = unbroadcast(g @ np.swapaxes(x[1], -1, -2), x[0].shape)
-    if 1 in own.wanted:
-        found[1] = unbroadcast(np.swapaxes(x[0], -1, -2) @ g, x[1].shape)
-    return found
-
-
-def _gemm(own: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, Array]:
-    attrs = own.node.attrs
-    alpha = float(attrs.get("alpha", 1.0))
-    a, b = (x[k].T if attrs.get(t, 0) else x[k] for k, t in ((0, "transA"), (1, "transB")))
-    found = {}
-    if 0 in own.wanted:
-        found[0] = alpha * (g @ b.T).T if attrs.get("transA", 0) else alpha * (g @ b.T)
-    if 1 in own.wanted:
-        found[1] = alpha * (a.T @ g).T if attrs.get("transB", 0) else alpha * (a.T @ g)
-    if 2 in own.wanted:
-        found[2] = unbroadcast(float(attrs.get("beta", 1.0)) * g, x[2].shape)
-    return found
 
 
 def _binary(own: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, Array]:
@@ -280,9 +231,7 @@ def _sigmoid(own: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, Ar
 
 
 RULES: dict[str, Rule] = {
-    "Conv": _conv,
-    "MatMul": _matmul,
-    "Gemm": _gemm,
+    **products.RULES,
     **dict.fromkeys(("Add", "Sub", "Mul", "Div"), _binary),
     "Sum": _sum,
     "Softmax": _softmax,

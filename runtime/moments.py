@@ -165,15 +165,17 @@ def stream(
     seed: int = 0,
     max_rows_per_feed: int | None = None,
     keep_rows: bool = False,
+    geometry: Callable[[Any], Geometry] = unfold.geometry,
     threads: int = 1,
     progress: Progress | None = None,
 ) -> Iterator[tuple[str, Moment]]:
     """(node name, Moment), wave by wave in the order of the graph; see `collect`.
 
-    keep_rows: keep the rows themselves (`Moment.X`, feed after feed) whatever their number.
+    keep_rows: keep the rows themselves (`Moment.X`, feed after feed) whatever their number. geometry: how a node is
+    read; `unfold.regression` serves ConvTranspose output by output, and Einsum.
     """
     budget = max(1, memory_mb << 20) // 2
-    layers = _layers(model, nodes, len(feeds), budget, max_rows_per_feed, keep_rows)
+    layers = _layers(model, nodes, len(feeds), budget, max_rows_per_feed, keep_rows, geometry)
     for wave in _waves(layers, probe.sizes(model, feeds.first(), _sources(layers)), budget):
         give_back()  # what the wave before has freed lies in pieces between what is kept
         sums = {layer.name: _Accumulator(layer.geo, layer.thin) for layer in wave}
@@ -224,18 +226,24 @@ def collect(
 
 
 def _layers(
-    model: Model, nodes: Sequence[str], feeds: int, budget: int, most: int | None, keep_rows: bool
+    model: Model,
+    nodes: Sequence[str],
+    feeds: int,
+    budget: int,
+    most: int | None,
+    keep_rows: bool,
+    geometry: Callable[[Any], Geometry],
 ) -> list[_Layer]:
     wanted, layers = set(nodes), []
     for node in model.graph.nodes:
         if node.name in wanted:
-            geo = unfold.geometry(node)
+            geo = geometry(node)
             each, thin = rows_per_feed(geo, feeds, budget)
             each = each if most is None else (min(most, each) if thin else most)
             # Rows are kept while there are fewer of them than columns: the factor is then smaller than H.
             thin = thin or keep_rows or each * feeds < geo.width
             size = geo.groups * geo.width * (4 * each * feeds if thin else 8 * geo.width + 4 * BLOCK)
-            layers.append(_Layer(node.name, geo, node.inputs[0].name, each, thin, size))
+            layers.append(_Layer(node.name, geo, node.inputs[geo.source].name, each, thin, size))
     missing = wanted - {layer.name for layer in layers}
     if missing:
         raise PassError(f"the model's main graph has no node '{min(missing)}'")

@@ -1,20 +1,23 @@
 """The rows that a linear layer multiplies: its input cut into patches, at chosen output positions.
 
 For any Conv, Gemm or MatMul with a constant right operand, y[p] = W x[p] (+ b) for every output position p, with
-x[p] of K = channels per group · kernel entries in the order of `weight.reshape(M, K)`. Only the rows asked for are
-ever formed.
+x[p] of K = channels per group · kernel entries in the order of `weight.reshape(M, K)`. The same holds for a
+ConvTranspose, whose row has the input where a tap of the kernel meets it and zeros elsewhere, and for an Einsum of data
+and a constant. Only the rows asked for are ever formed.
 """
 
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from ..ir.errors import PassError
+from .contraction import Contraction, contraction, picked_rows
+from .transposed import Spread
 
 OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
@@ -24,7 +27,8 @@ class Geometry:
     """How a layer reads its input.
 
     width: K. groups: G. kernel, strides, dilations, pads (begin, end) per spatial axis; empty for Gemm and MatMul.
-    auto_pad: Conv's attribute. transposed: Gemm's transA.
+    auto_pad: Conv's attribute. transposed: Gemm's transA. spread: of a ConvTranspose that is taken output by output.
+    einsum: how an Einsum multiplies.
     """
 
     width: int
@@ -35,6 +39,13 @@ class Geometry:
     pads: tuple[tuple[int, int], ...] = ()
     auto_pad: str = "NOTSET"
     transposed: bool = False
+    spread: Spread | None = None
+    einsum: Contraction | None = None
+
+    @property
+    def source(self) -> int:
+        """Position of the data among the node's inputs."""
+        return 0 if self.einsum is None else self.einsum.x
 
 
 def geometry(node: gs.Node) -> Geometry:
@@ -70,8 +81,30 @@ def geometry(node: gs.Node) -> Geometry:
     )
 
 
+def regression(node: gs.Node) -> Geometry:
+    """As `geometry`, but with a row for every output position of a ConvTranspose too, and of an Einsum, and for every
+    step and sample that a recurrent layer reads.
+
+    Raises PassError.
+    """
+    if node.op in ("LSTM", "GRU", "RNN"):
+        return Geometry(int(node.inputs[1].shape[2]))
+    if node.op == "Einsum":
+        found = contraction(node)
+        if found is None:
+            raise PassError(f"node '{node.name}' (Einsum) is no product of data and a constant matrix")
+        groups, _, width = found.counts(node.inputs[found.w].shape)
+        return Geometry(width, groups, einsum=found)
+    if node.op != "ConvTranspose":
+        return geometry(node)
+    plain, kernel = geometry(node), tuple(node.inputs[1].shape[2:])
+    return replace(plain, width=plain.width * int(np.prod(kernel)), kernel=kernel, spread=Spread.of(node))
+
+
 def count(geo: Geometry, shape: tuple[int, ...]) -> int:
     """Output positions (rows) for an input of this shape."""
+    if geo.einsum is not None:
+        return geo.einsum.count(shape)
     if geo.kernel:
         return int(shape[0] * np.prod(_output_sizes(geo, shape[2:]), dtype=np.int64))
     if geo.transposed:
@@ -89,6 +122,11 @@ def choose(total: int, most: int, seed: int, name: str, index: int) -> np.ndarra
 
 def rows(geo: Geometry, x: np.ndarray, positions: np.ndarray) -> np.ndarray:
     """[G, P, K] float32: what the layer multiplies at flat output positions, counted over [N, *output sizes]."""
+    if geo.einsum is not None:
+        return np.asarray(geo.einsum.unfolded(x, positions), np.float32)
+    if geo.spread is not None:
+        met = np.asarray(geo.spread.unfolded(x, positions), np.float32)
+        return met.reshape(len(positions), geo.groups, geo.width).transpose(1, 0, 2)
     if not geo.kernel:
         flat = x.T if geo.transposed else x.reshape(-1, x.shape[-1])
         return np.asarray(flat[positions], np.float32)[None]
@@ -107,6 +145,9 @@ def rows(geo: Geometry, x: np.ndarray, positions: np.ndarray) -> np.ndarray:
 
 def targets(geo: Geometry, y: np.ndarray, positions: np.ndarray) -> np.ndarray:
     """[G, P, M / G] float32: the layer's outputs at the positions (bias included, if the layer has one)."""
+    if geo.einsum is not None:
+        made = np.asarray(picked_rows(y, geo.einsum.made, positions, geo.einsum.rows[1]), np.float32)
+        return made.reshape(len(positions), geo.groups, -1).transpose(1, 0, 2)
     if not geo.kernel:
         return np.asarray(y.reshape(-1, y.shape[-1])[positions], np.float32)[None]
     where = np.unravel_index(positions, (y.shape[0], *y.shape[2:]))
@@ -130,6 +171,8 @@ def pads(geo: Geometry, sizes: tuple[int, ...]) -> list[tuple[int, int]]:
 
 
 def _output_sizes(geo: Geometry, sizes: Any) -> tuple[int, ...]:
+    if geo.spread is not None:
+        return geo.spread.sizes(tuple(sizes))
     margins = pads(geo, tuple(sizes))
     return tuple(
         (size + a + b - (k - 1) * d - 1) // s + 1
@@ -137,4 +180,4 @@ def _output_sizes(geo: Geometry, sizes: Any) -> tuple[int, ...]:
     )
 
 
-__all__ = ["OPS", "Geometry", "choose", "count", "geometry", "pads", "rows", "targets"]
+__all__ = ["OPS", "Geometry", "choose", "count", "geometry", "pads", "regression", "rows", "targets"]

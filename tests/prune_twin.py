@@ -18,7 +18,7 @@ from onnxslim_opt.passes.prune.cut import cut
 from onnxslim_opt import ir
 
 CONTRACTIONS = {  # how many inputs, from the first, are data that is contracted
-    **dict.fromkeys(("Conv", "ConvTranspose", "Gemm", "MatMul", "Attention"), 2),
+    **dict.fromkeys(("Conv", "ConvTranspose", "Gemm", "MatMul", "Attention", "FusedConv", "FusedGemm"), 2),
     **dict.fromkeys(("LSTM", "GRU", "RNN", "DeformConv", "DynamicQuantizeLinear"), 1),
     "Einsum": 9,
 }
@@ -33,9 +33,10 @@ def build(nodes: list[Any], inputs: dict[str, list[Any]], weights: dict[str, np.
         "test",
         [helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, s) for n, s in inputs.items()],
         [helper.make_tensor_value_info(out, onnx.TensorProto.FLOAT, None)],
-        [numpy_helper.from_array(np.ascontiguousarray(v), n) for n, v in weights.items()],
+        [numpy_helper.from_array(np.asarray(v, order="C"), n) for n, v in weights.items()],
     )
-    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    opsets = [helper.make_opsetid(d, opset if d == "" else 1) for d in sorted({"", *(n.domain for n in nodes)})]
+    proto = helper.make_model(graph, opset_imports=opsets, ir_version=8)
     model = ir.from_proto(proto)
     ir.shapes.refresh(model)
     return model

@@ -9,6 +9,7 @@ import pytest
 from onnxslim_opt.passes.prune import Prune, dead, groups
 from onnxslim_opt.passes.prune import sizes as prune_sizes
 from onnxslim_opt.passes.prune.cut import cut
+from prune_contrib import CONTRIB
 from prune_nets import NETS, NORMED, Net, attention, branched, image, pyramid, residual
 from prune_twin import check, distance, run, twin
 from test_prune_pass import context
@@ -16,6 +17,7 @@ from test_prune_pass import context
 from onnxslim_opt import ir
 
 RATIOS = (0.1, 0.5, 0.9)
+EVERY = {**NETS, **CONTRIB}
 
 
 @pytest.mark.parametrize("ratio", RATIOS)
@@ -29,16 +31,16 @@ def test_pruned_through_norms_equals_its_twin(name: str, ratio: float) -> None:
 
 
 @pytest.mark.parametrize("ratio", RATIOS)
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", EVERY)
 def test_pruned_equals_its_twin(name: str, ratio: float) -> None:
-    make, shape = NETS[name]
+    make, shape = EVERY[name]
     for seed in range(3):
         check(make(), image(*shape), ratio, seed)
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", EVERY)
 def test_every_batch_size_still_runs(name: str) -> None:
-    make, shape = NETS[name]
+    make, shape = EVERY[name]
     model = make()
     if model.inputs[0].shape[0] != "N":
         pytest.skip("fixed batch")
@@ -81,7 +83,7 @@ def test_what_a_branch_reads_stays_and_its_weights_are_copied() -> None:
 def test_heads_of_fused_attention_go_separately() -> None:
     shapes = {"attention_4d": [4, 4, 8], "attention_3d": [4, 4, 8], "attention_3d_grouped": [2, 2, 4, 8]}
     for name, counts in shapes.items():  # heads (or keys' heads and queries of each), pairs of q/k, dimensions of v
-        make, shape = NETS[name]
+        make, shape = EVERY[name]
         assert sorted(len(f.units) for f in groups(make(), image(*shape)).families) == counts
 
 

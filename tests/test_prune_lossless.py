@@ -191,6 +191,18 @@ def test_equal_channels_become_one_even_behind_padding() -> None:
     assert widths(lossless(model)) == [9, 9, 6]
 
 
+@pytest.mark.parametrize("group", [1, 2])
+def test_equal_channels_become_one_before_a_transposed_convolution_and_constants_stay(group: int) -> None:
+    """What a constant makes of the outputs differs by their phase, so that no bias can take it over."""
+    made = {"a_w": weights(8, 3, 3, 3), "a_b": weights(8), "up": weights(8, 6 // group, 3, 3), "up_b": weights(6)}
+    for array in (made["a_w"], made["a_b"]):
+        array[7] = array[5]
+    made["a_w"][4], made["a_b"][4] = 0, 2
+    node = helper.make_node("ConvTranspose", ["y", "up", "up_b"], ["out"], name="up", strides=[2, 2], group=group)
+    small = lossless(build([conv("a", "x", "y"), node], {"x": [1, 3, 6, 6]}, made))
+    assert widths(small) == [7 if group == 1 else 8]
+
+
 def test_a_classifier_behind_global_pooling_takes_constants_over() -> None:
     w = weights(10, 3, 3, 3)
     w[[0, 9]] = 0

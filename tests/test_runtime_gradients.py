@@ -71,6 +71,44 @@ def test_convolutions(k: int, attrs: dict[str, Any]) -> None:
     _agrees(net, x, net.nodes[-1].output[0], feed)
 
 
+@pytest.mark.parametrize(
+    "attrs",
+    [
+        {},
+        {"strides": [2, 3], "pads": [1, 0, 2, 1]},
+        {"strides": [3, 2], "output_padding": [2, 1], "dilations": [2, 1]},
+        {"strides": [2, 2], "auto_pad": "SAME_UPPER"},
+        {"strides": [2, 2], "output_shape": [17, 15], "auto_pad": "SAME_LOWER"},
+        {"group": 4, "strides": [2, 2], "output_padding": [1, 1]},
+    ],
+)
+def test_transposed_convolutions(attrs: dict[str, Any]) -> None:
+    net, x, feed = _start()
+    net.op("ConvTranspose", x, net.weight(8, 12 // attrs.get("group", 1), 3, 3), net.weight(12), **attrs)
+    _agrees(net, x, net.nodes[-1].output[0], feed)
+
+
+@pytest.mark.parametrize("equation", ["bsd,dk->bsk", "...d,dk->...k", "bsd,dk", "bsd,dk->bks"])
+def test_einsums_with_a_constant(equation: str) -> None:
+    net = Net(0, 17, x=[2, 5, 8])
+    x = net.linear("x", 8, 8)
+    _agrees(net, x, net.op("Einsum", x, net.weight(8, 6), equation=equation), image(2, 5, 8))
+
+
+def test_einsums_of_two_tensors() -> None:
+    net = Net(0, 17, x=[2, 5, 8])
+    x = net.linear("x", 8, 8)
+    scores = net.op("Einsum", x, net.linear(x, 8, 8), equation="bsd,btd->bst")
+    _agrees(net, x, net.op("Einsum", scores, x, equation="bst,btd->bsd"), image(2, 5, 8))
+
+
+def test_an_einsum_that_sums_one_operand_alone_is_refused() -> None:
+    net = Net(0, 17, x=[2, 5, 8])
+    x = net.linear("x", 8, 8)
+    with pytest.raises(PassError, match="sums alone"):
+        _agrees(net, x, net.op("Einsum", x, net.weight(8, 6), equation="bsd,dk->bk"), image(2, 5, 8))
+
+
 @pytest.mark.parametrize("op", ["Relu", "Sigmoid", "Tanh", "HardSwish", "Softplus", "LeakyRelu", "Erf"])
 def test_functions_of_one_tensor(op: str) -> None:
     net, x, feed = _start()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import string
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from .. import equations
 from ..labels import Cells, join
 from ..resizing import Count
 from .flow_elementwise import align
@@ -184,27 +184,9 @@ def matmul(flow: Flow, node: gs.Node, at: Places = PLAIN) -> None:
     flow.put(node.outputs[0], out)
 
 
-def equation(flow: Flow, node: gs.Node) -> tuple[list[str], str]:
-    """The terms of an Einsum and its output, letter by letter: ellipses become capitals (counted from the last axis),
-    an output that is left out gets the letters that come once, in their order."""
-    text = node.attrs.get("equation", "")
-    text = (text.decode() if isinstance(text, bytes) else str(text)).replace(" ", "")
-    left, arrow, right = text.partition("->")
-    terms = left.split(",")
-    spare = [c for c in string.ascii_uppercase if c not in text]
-    hidden = [flow.rank(t) - len(term.replace("...", "")) for t, term in zip(node.inputs, terms)]
-    most = max((n for n, term in zip(hidden, terms) if "..." in term), default=0)
-    capitals = "".join(spare[:most])
-    if not arrow:
-        once = sorted(c for c in set(left) - set(",.") if left.count(c) == 1)
-        right = "..." * ("..." in left) + "".join(once)
-    terms = [term.replace("...", capitals[most - n :] if n else "") for term, n in zip(terms, hidden)]
-    return terms, right.replace("...", capitals)
-
-
 def einsum(flow: Flow, node: gs.Node) -> None:
     """Every letter is one field; letters that only a constant has start there."""
-    terms, right = equation(flow, node)
+    terms, right = equations.terms(node.attrs.get("equation", ""), [flow.rank(t) for t in node.inputs])
     if any(len(set(t)) != len(t) for t in terms):
         flow.pin_inputs(node, f"Einsum '{node.name}' with a letter twice in one term")
         return

@@ -83,4 +83,5 @@ def affordable(model: Model, feeds: Feeds, entrants: int) -> bool:
 
 def _of(goal: Target, at: Sequence[int]) -> Target:
     weights = [goal.weights[k] for k in at] if goal.weights else []
-    return Target([goal.places[k] for k in at], [goal.rows[k] for k in at], weights)
+    read = [goal.read[k] for k in at] if goal.read else []
+    return Target([goal.places[k] for k in at], [goal.rows[k] for k in at], weights, read)

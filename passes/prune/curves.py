@@ -35,7 +35,7 @@ class Curve:
 def curves(model: Model, ctx: Context, ratios: Sequence[float]) -> list[Curve]:
     """Measured on `ctx.fit`, for every group that may go; the most costly first, unread ones last."""
     groups = grouping.find(model, ctx.fit.first(), ctx.excluded)
-    feeds, layers = plan.fitting_feeds(ctx), plan.layers(model)
+    feeds, layers = plan.fitting_feeds(ctx), plan.layers(model, gates=True)
     found = plan.curvatures(model, groups, layers, plan.goals(model, layers, feeds, ctx), feeds, ctx)
     names = {c.node for c in found}
     few = sensitivity.spare(model, len(groups.families) * len(ratios), feeds)

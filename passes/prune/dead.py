@@ -18,7 +18,7 @@ from ...ir.flow import Product
 from ...ir.labels import Cells
 from .constant import Analysis, constants, is_padded
 from .grouping import Groups
-from .layers import Layer, layers, matrix, store
+from .layers import CONVOLUTIONS, Layer, layers, matrix, store
 from .order import Order
 
 Array = np.ndarray
@@ -104,7 +104,7 @@ def _signature(places: Sequence[tuple[_Reader, int]]) -> tuple | None:
 def _readers(model: Model, groups: Groups) -> list[_Reader]:
     flow, analysis = groups.flow, Analysis(model)
     nodes = {n.name: n for n in model.graph.nodes}
-    fitted = {x.node: x for x in layers(model)}
+    fitted = {x.node: x for x in layers(model) if x.op != "Einsum"}
     found = []
     for product in flow.products:
         cells = flow.atoms.resolve(product.inner)
@@ -112,13 +112,15 @@ def _readers(model: Model, groups: Groups) -> list[_Reader]:
             continue
         node, count = nodes[product.node], len(cells)
         known = analysis.of(node.inputs[product.operands[0]]) if node.op in CONTRACTIONS else None
-        split = node.op == "Conv" and int(node.attrs.get("group", 1)) > 1
+        split = node.op in CONVOLUTIONS and int(node.attrs.get("group", 1)) > 1
         value, key = np.full(count, np.nan), np.zeros(count, np.int64)
         if known is not None and known.axis == product.axes[0] and len(known.lo) == count and not split:
             value, key = np.where(constants(known), known.lo, np.nan), known.key
         layer = None if split else fitted.get(product.node)
         used = _used(node, product, count)
-        found.append(_Reader(cells, used, value, key, layer, node.op == "Conv" and is_padded(node)))
+        # What a constant makes of a ConvTranspose's outputs differs by their phase.
+        padded = node.op == "ConvTranspose" or (node.op == "Conv" and is_padded(node))
+        found.append(_Reader(cells, used, value, key, layer, padded))
     return found
 
 
@@ -155,6 +157,6 @@ def take_over(model: Model, folds: Mapping[str, Fold]) -> None:
 def _channels(node: gs.Node) -> int:
     """Positions of a layer's contracted axis."""
     shape = node.inputs[1].shape
-    if node.op == "Conv":
-        return int(shape[1])
+    if node.op in CONVOLUTIONS:
+        return int(shape[1 if node.op == "Conv" else 0])
     return int(shape[1] if node.op == "Gemm" and node.attrs.get("transB", 0) else shape[0])

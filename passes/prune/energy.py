@@ -1,4 +1,4 @@
-"""Losses where no regression is solved: two activations that contract (q·kᵀ), ConvTranspose, Einsum, stacked matrices.
+"""Losses where no regression is solved: two activations that contract (q·kᵀ), stacked matrices, Einsums of more.
 
 What a position of the contracted axis adds to the products is about E[a²]·E[b²]; its share of all of them is the loss.
 """

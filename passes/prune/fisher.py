@@ -90,10 +90,11 @@ def _spreads(gradients: Gradients, feeds: Feeds) -> dict[str, float]:
 
 
 def _add(found: dict[str, Fisher], layer: Layer, gradient: Array, places: Array | None) -> None:
-    axis = 1 if layer.op == "Conv" else gradient.ndim - 1
-    rest = tuple(a for a in range(gradient.ndim) if a != axis)
-    one = found.setdefault(layer.node, Fisher(np.zeros(gradient.shape[axis])))
-    one.channels = one.channels + np.square(gradient).sum(rest, dtype=np.float64)
+    made = tuple(a % gradient.ndim for a in layer.made)
+    rest = tuple(a for a in range(gradient.ndim) if a not in made)
+    felt = np.square(gradient).sum(rest, dtype=np.float64).transpose(np.argsort(np.argsort(made))).reshape(-1)
+    one = found.setdefault(layer.node, Fisher(np.zeros(len(felt))))
+    one.channels = one.channels + felt
     if places is not None:
         one.places.append(np.square(rows_of(layer, gradient, places)).sum(1, dtype=np.float64))
 

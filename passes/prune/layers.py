@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,17 +12,24 @@ import onnx_graphsurgeon as gs
 from ...ir import Model, edit
 from ...ir.edit import output_ids
 from ...ir.order import reads
+from ...runtime.contraction import contraction
+from . import recurrent
 
 Array = np.ndarray
+CONVOLUTIONS = ("Conv", "ConvTranspose")
+SERVED = (*CONVOLUTIONS, "Gemm", "MatMul", "Einsum")
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One Conv, Gemm or MatMul.
+    """One Conv, ConvTranspose, Gemm or MatMul, an Einsum of data and a constant, or what LSTM, GRU or RNN make of their
+    inputs and states (`recurrent`).
 
     x, y: names of data input and output. bias: where the bias is, (node, input), or None. A MatMul whose bias is an
     Add behind it ends with that Add. witness: the tensor that an error of the output is felt in (the sum of a residual
-    block, or y itself); other: the summand that is added there.
+    block, or y itself); other: the summand that is added there. made: axes of y that count the layer's outputs.
+    gates: how often a recurrent layer's outputs repeat its units; 0 for all others. states: its states and the first
+    ones, where they are read too.
     """
 
     node: str
@@ -32,12 +39,15 @@ class Layer:
     bias: tuple[str, int] | None
     witness: str
     other: str | None
+    made: tuple[int, ...] = (-1,)
+    gates: int = 0
+    states: tuple[str, ...] = ()
 
 
-def layers(model: Model) -> list[Layer]:
-    """Every layer that can be fitted, in the order of the graph."""
+def layers(model: Model, gates: bool = False) -> list[Layer]:
+    """Every layer that can be fitted, in the order of the graph. gates: those of recurrent layers too."""
     outputs = output_ids(model)
-    found = [x for x in (_layer(n, outputs) for n in model.graph.nodes) if x is not None]
+    found = [x for x in (_layer(n, outputs, gates) for n in model.graph.nodes) if x is not None]
     level = levels(model, [x.node for x in found])
     maker = {t.name: n.name for n in model.graph.nodes for t in n.outputs}
     return [_settled(x, level, maker) for x in found]
@@ -63,9 +73,19 @@ def _settled(layer: Layer, level: dict[str, int], maker: dict[str, str]) -> Laye
     return replace(layer, witness=layer.y, other=None)
 
 
-def _layer(node: gs.Node, outputs: set[int]) -> Layer | None:
-    if node.op not in ("Conv", "Gemm", "MatMul") or node.domain not in (None, "", "ai.onnx"):
+def _layer(node: gs.Node, outputs: set[int], gates: bool) -> Layer | None:
+    if node.domain not in (None, "", "ai.onnx"):
         return None
+    if gates and node.op in recurrent.GATES and recurrent.fitting(node):
+        x, y = node.inputs[0].name, next(t.name for t in node.outputs if t.name)
+        both = recurrent.states(node) if recurrent.joint(node) else ()
+        return Layer(node.name, node.op, x, y, (node.name, 3), x, None, (-1,), recurrent.repeats(node), both)
+    if node.op not in SERVED:
+        return None
+    if node.op == "Einsum":
+        product = contraction(node)
+        fitting = product is not None and node.inputs[product.w].dtype == np.float32
+        return _described(node, outputs) if fitting else None
     weight = edit.get(node, 1)
     if not isinstance(weight, gs.Constant) or isinstance(node.inputs[0], gs.Constant) or weight.dtype != np.float32:
         return None
@@ -82,12 +102,20 @@ def _layer(node: gs.Node, outputs: set[int]) -> Layer | None:
 
 
 def _described(node: gs.Node, outputs: set[int]) -> Layer:
-    y = node.outputs[0]
+    x, y = node.inputs[0], node.outputs[0]
     bias: tuple[str, int] | None = (node.name, 2)
+    made: tuple[int, ...] = (1,) if node.op in CONVOLUTIONS else (-1,)
     if node.op == "MatMul":
-        bias, y = _added_bias(y, outputs, node.inputs[1].shape[1])
+        bias, y = _added_bias(y, outputs, (node.inputs[1].shape[1],))
+    product = contraction(node)
+    if product is not None:
+        x, made, shape = node.inputs[product.x], product.made, node.inputs[product.w].shape
+        sizes = [shape[a] for a in product.groups[1] + product.outputs[0]]
+        rank = len(product.rows[0]) + len(made)
+        last = made == tuple(range(rank - len(made), rank))
+        bias, y = _added_bias(y, outputs, sizes) if last and made else (None, y)
     witness, other = _witness(y, outputs)
-    return Layer(node.name, node.op, node.inputs[0].name, y.name, bias, witness.name, other)
+    return Layer(node.name, node.op, x.name, y.name, bias, witness.name, other, made)
 
 
 def _only_user(tensor: Any, outputs: set[int]) -> gs.Node | None:
@@ -95,14 +123,14 @@ def _only_user(tensor: Any, outputs: set[int]) -> gs.Node | None:
     return next(iter(users.values())) if len(users) == 1 and id(tensor) not in outputs else None
 
 
-def _added_bias(y: Any, outputs: set[int], width: int) -> tuple[tuple[str, int] | None, Any]:
-    """The constant vector that is added to a MatMul, and the sum."""
+def _added_bias(y: Any, outputs: set[int], sizes: Sequence[int]) -> tuple[tuple[str, int] | None, Any]:
+    """The constant of the sizes of the last axes that is added to a product, and the sum."""
     user = _only_user(y, outputs)
     if user is None or user.op != "Add":
         return None, y
     index = 1 if user.inputs[0] is y else 0
     tensor = user.inputs[index]
-    if not isinstance(tensor, gs.Constant) or tuple(tensor.shape) != (width,):
+    if not isinstance(tensor, gs.Constant) or tuple(tensor.shape) != tuple(sizes):
         return None, y
     return (user.name, index), user.outputs[0]
 
@@ -117,26 +145,81 @@ def _witness(y: Any, outputs: set[int]) -> tuple[Any, str | None]:
     return y, None
 
 
+def weights_of(node: gs.Node) -> tuple[int, ...]:
+    """Positions of the weights among a layer's inputs."""
+    product = contraction(node)
+    if product is not None:
+        return (product.w,)
+    return (1, 2) if node.op in recurrent.GATES and recurrent.joint(node) else (1,)
+
+
 def matrix(node: gs.Node) -> Array:
     """The weight as `[groups, M/groups, D]`."""
+    product = contraction(node)
+    if product is not None:
+        return product.matrices(node.inputs[product.w].values)
     weight = node.inputs[1].values
+    if node.op in recurrent.GATES:
+        return recurrent.matrix(node)
+    groups = int(node.attrs.get("group", 1))
     if node.op == "Conv":
-        groups = int(node.attrs.get("group", 1))
         return weight.reshape(groups, weight.shape[0] // groups, -1)
+    if node.op == "ConvTranspose":
+        by_group = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
+        return np.swapaxes(by_group, 1, 2).reshape(groups, weight.shape[1], -1)
     return (weight if node.op == "Gemm" and node.attrs.get("transB", 0) else weight.T)[None]
+
+
+def layout(node: gs.Node) -> Callable[[Array], list[Array]]:
+    """A function from matrices `[groups, M/groups, D]` to the layout of the node's weights, float32."""
+    product, op, groups = contraction(node), node.op, int(node.attrs.get("group", 1))
+    places = weights_of(node)
+    shape = tuple(node.inputs[places[0]].shape)
+    flipped = op == "MatMul" or not node.attrs.get("transB", 0)
+
+    def laid(matrices: Array) -> list[Array]:
+        if len(places) > 1:
+            parts = (matrices[:, :, : shape[2]], matrices[:, :, shape[2] :])
+            return [np.ascontiguousarray(p, dtype=np.float32) for p in parts]
+        if product is not None:
+            new = product.laid(matrices, shape)
+        elif op == "Conv" or op in recurrent.GATES:
+            new = matrices.reshape(shape)
+        elif op == "ConvTranspose":
+            new = np.swapaxes(matrices.reshape(groups, shape[1], shape[0] // groups, -1), 1, 2).reshape(shape)
+        else:
+            new = matrices[0].T if flipped else matrices[0]
+        return [np.ascontiguousarray(new, dtype=np.float32)]
+
+    return laid
 
 
 def store(model: Model, layer: Layer, nodes: dict[str, gs.Node], matrices: Array, bias: Array | None) -> None:
     """Put fitted weights `[groups, M/groups, D]`, and a new bias, in place of the old."""
     node = nodes[layer.node]
-    old = node.inputs[1]
-    if layer.op == "Conv":
-        new = matrices.reshape(old.shape)
-    else:
-        new = matrices[0] if layer.op == "Gemm" and node.attrs.get("transB", 0) else matrices[0].T
-    edit.set_input(node, 1, edit.constant(model, old.name, np.ascontiguousarray(new, dtype=np.float32)))
+    old = node.inputs[weights_of(node)[0]]
+    for index, new in zip(weights_of(node), layout(node)(matrices)):
+        edit.set_input(node, index, edit.constant(model, node.inputs[index].name, new))
     if bias is not None and layer.bias is not None:
-        where, index = nodes[layer.bias[0]], layer.bias[1]
-        present = edit.get(where, index)
+        where, at = nodes[layer.bias[0]], layer.bias[1]
+        present = edit.get(where, at)
         hint = f"{old.name}_bias" if present is None else present.name
-        edit.set_input(where, index, edit.constant(model, hint, bias.astype(np.float32)))
+        edit.set_input(
+            where, at, edit.constant(model, hint, biased(layer, None if present is None else present.values, bias))
+        )
+
+
+def biased(layer: Layer, present: Array | None, bias: Array) -> Array:
+    """A bias `[M]` in the layout of the one that is there, float32; a recurrent layer keeps its second half."""
+    if layer.gates:
+        bias = recurrent.whole(bias, present, layer.gates // recurrent.GATES[layer.op])
+    return bias.reshape(bias.shape if present is None else present.shape).astype(np.float32)
+
+
+def bias_of(layer: Layer, nodes: Mapping[str, gs.Node]) -> Array:
+    """The bias `[M]` as it is; zeros where there is none."""
+    present = None if layer.bias is None else edit.const(nodes[layer.bias[0]], layer.bias[1])
+    count = int(np.prod(matrix(nodes[layer.node]).shape[:2]))
+    if present is None:
+        return np.zeros(count, np.float32)
+    return recurrent.first_half(present) if layer.gates else present.reshape(-1)

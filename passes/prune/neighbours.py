@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from ...ir import Model, edit
+from ...ir import Model
 from ...runtime.feeds import Feeds
 from ...runtime.taps import Tap
 from ..base import Context
 from . import plan as planning
-from .layers import Layer, layers, matrix
+from .layers import Layer, bias_of, layers, matrix
 from .refit import fitted
 from .stats import Target, against, rows_of
 from .trial import Change
@@ -85,7 +85,6 @@ class Neighbours:
         for layer in wave:
             weights, bias, _ = fitted(old[layer.node], *sums.pop(layer.node), layer.bias is not None)
             shift = np.zeros(len(kept[layer.node]))
-            if bias is not None and layer.bias is not None:
-                present = edit.const(self.nodes[layer.bias[0]], layer.bias[1])
-                shift = bias - (0.0 if present is None else present)
+            if bias is not None:
+                shift = bias - bias_of(layer, self.nodes)
             self.known[layer.node, aimed(layer, takes).witness] = Change(weights, shift)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import onnx_graphsurgeon as gs
 
 from ...ir import Model
-from ...runtime import moments
+from ...ir.labels import Cells, join, stack
+from ...runtime import moments, unfold
+from ...runtime.contraction import contraction
 from ...runtime.feeds import Feeds
 from ..base import Context
-from . import fisher, stats
+from . import fisher, recurrent, stats
 from .dead import Fold
 from .grouping import Groups
 from .layers import Layer, layers, matrix
@@ -54,6 +58,7 @@ def goals(model: Model, found: Sequence[Layer], feeds: Feeds, ctx: Context) -> d
     nodes = {n.name: n for n in model.graph.nodes}
     widths = {x.node: matrix(nodes[x.node]).shape[2] for x in found}
     heights = {x.node: int(np.prod(matrix(nodes[x.node]).shape[:2])) for x in found}
+    heights |= {x.node: heights[x.node] + int(np.prod(matrix(nodes[x.node]).shape[::2])) for x in found if x.states}
     budget = (ctx.memory_mb << 20) * 3 // 8 // max(4 * sum(heights.values()), 1)
     most = stats.rows_per_feed(found, widths, len(feeds), budget)
     result: dict[str, Target] = {}
@@ -76,26 +81,31 @@ def curvatures(
     free = np.zeros(flow.atoms.count, bool)
     free[groups.units] = True
     inner = {p.node: flow.atoms.resolve(p.inner) for p in flow.products if p.weight == 1}
+    inner |= {x.node: _summed(groups, nodes[x.node]) for x in found if x.op == "Einsum"}
+    inner |= {x.node: _read(groups, x, nodes[x.node]) for x in found if x.states}
     wanted = [x for x in found if inner.get(x.node) is not None and free[inner[x.node]].any()]
     by_node = {x.node: x for x in wanted}
     result = []
     stream = moments.stream(
         model,
-        [x.node for x in wanted],
+        [x.node for x in wanted if not x.states],
         feeds,
         memory_mb=ctx.memory_mb // 4,  # the goals hold three eighths of the budget
         seed=ctx.seed,
         threads=ctx.workers,
         max_rows_per_feed=-(-SCORED // len(feeds)),
+        geometry=unfold.regression,
         progress=ctx.progress,
     )
-    for name, moment in stream:
+    both = ((x.node, recurrent.moment(goal[x.node].read)) for x in wanted if x.states)
+    for name, moment in itertools.chain(stream, both):
         layer = by_node[name]
         second = moment.second if moment.H is not None or moment.width <= 2048 else None
         scale = max(goal[layer.node].variance, 1e-12)
         cells = inner[name]
         assert cells is not None
-        curve = curvature(name, matrix(nodes[name]), moment.mean, second, moment.X, cells, free, scale)
+        mean = moment.mean if layer.bias is not None else np.zeros_like(moment.mean)  # nothing takes the mean over
+        curve = curvature(name, matrix(nodes[name]), mean, second, moment.X, cells, free, scale)
         curve.rows = _made(groups, layer, free)
         result.append(curve)
     return result
@@ -103,9 +113,33 @@ def curvatures(
 
 def _made(groups: Groups, layer: Layer, free: Array) -> dict[int, Array]:
     """Outputs of a layer that go with each unit."""
-    labels = groups.flow.labels.get(layer.y)
-    cells = None if labels is None else groups.flow.atoms.resolve(labels[1 if layer.op == "Conv" else -1])
-    return {} if cells is None else columns_of(cells, free, 1)
+    cells = _joined(groups, layer.y, layer.made)
+    return {} if cells is None else columns_of(np.tile(cells, (max(layer.gates, 1), 1)), free, 1)
+
+
+def _summed(groups: Groups, node: gs.Node) -> Cells | None:
+    """Labels of the columns of an Einsum's data."""
+    product = contraction(node)
+    return None if product is None else _joined(groups, node.inputs[product.x].name, product.columns[0])
+
+
+def _read(groups: Groups, layer: Layer, node: gs.Node) -> Cells | None:
+    """Labels of the inputs of a recurrent layer and of its states, one after the other."""
+    parts = [_joined(groups, layer.x, (2,)), _joined(groups, layer.y, layer.made)]
+    return stack(parts, [int(node.inputs[k].shape[2]) for k in (1, 2)])
+
+
+def _joined(groups: Groups, tensor: str, axes: Sequence[int]) -> Cells | None:
+    """Labels of the positions of some axes of a tensor together, the last axis running fastest."""
+    flow = groups.flow
+    labels, sizes = flow.labels.get(tensor, []), flow.sizes.get(tensor, ())
+    found: Cells | None = None
+    for k, axis in enumerate(axes if labels else ()):
+        cells = flow.atoms.resolve(labels[axis])
+        if cells is not None:
+            before, behind = (int(np.prod([sizes[a] for a in part])) for part in (axes[:k], axes[k + 1 :]))
+            found = join(found, np.tile(np.repeat(cells, behind, axis=0), (before, 1)))
+    return found
 
 
 def emphasise(curves: Sequence[Curvature], goal: Mapping[str, Target], found: Mapping[str, fisher.Fisher]) -> None:

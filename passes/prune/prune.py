@@ -137,12 +137,14 @@ class Prune(LossyPass):
     def _with_data(self, model: Model, found: grouping.Groups, ctx: Context, real: bool) -> Plan:
         criterion = self.criterion if self.criterion != "auto" else "obs" if real else "l1"
         feeds = planning.fitting_feeds(ctx) if real else synthetic.feeds(model, ctx)
-        kinds = planning.layers(model)
+        kinds = planning.layers(model, gates=True)
         goals = planning.goals(model, kinds, feeds, ctx) if self.refit or criterion == "obs" else {}
         curves = planning.curvatures(model, found, kinds, goals, feeds, ctx) if criterion == "obs" else []
         extra = self._fixed(model, found, criterion, ctx) if criterion != "obs" else {}
         if self._contests(model, feeds) and real:
-            planning.emphasise(curves, goals, fisher.collect(model, kinds, goals, feeds, ctx))
+            planning.emphasise(
+                curves, goals, fisher.collect(model, [x for x in kinds if not x.gates], goals, feeds, ctx)
+            )
         plan = Plan(found, Order(), kinds, goals, feeds, ridges=RIDGES if real else DISTRUST)
         plan.order = self._contested(plan, curves, ctx) if criterion == "obs" else self._ordered(plan, [], extra, ctx)
         plan.goals = goals if self.refit else {}
@@ -252,10 +254,14 @@ class Prune(LossyPass):
         alive = alive_after(flow, gone)
         kept = {}
         for layer in plan.layers:
-            width = plan.goals[layer.node].rows[0].shape[1]
-            labels = flow.labels.get(layer.witness)
-            cells = None if labels is None else labels[1 if layer.op == "Conv" else -1]
-            kept[layer.node] = np.ones(width, bool) if cells is None else alive(cells)
+            mask, seen = np.ones(1, bool), layer.y if layer.gates else layer.witness
+            labels = flow.labels.get(seen, [])
+            for axis in layer.made if labels else ():
+                cells = labels[axis]
+                each = np.ones(flow.sizes[seen][axis], bool) if cells is None else alive(cells)
+                mask = np.logical_and.outer(mask, each).reshape(-1)
+            mask = np.tile(mask, max(layer.gates, 1))
+            kept[layer.node] = mask if labels else np.ones(plan.goals[layer.node].rows[0].shape[1], bool)
         return kept
 
 

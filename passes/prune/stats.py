@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from ...ir import Model
+from ...ir import Model, edit
 from ...runtime import unfold
+from ...runtime.contraction import picked_rows
 from ...runtime.feeds import Feeds
 from ...runtime.loading import give_back
 from ...runtime.taps import Tap
-from .layers import Layer
+from . import recurrent
+from .layers import Layer, bias_of, matrix
 from .thin import Rows
 
 Array = np.ndarray
@@ -64,9 +66,9 @@ class Sums:
         """Of x `[G, D]` and y `[G, T]`."""
         return self.x / self.rows, self.y / self.rows
 
-    def covariance(self, group: int) -> tuple[Array | None, Array]:
-        """Of one group's x `[D, D]`, and its diagonal."""
-        mean = self.x[group] / self.rows
+    def covariance(self, group: int, centred: bool = True) -> tuple[Array | None, Array]:
+        """Of one group's x `[D, D]`, and its diagonal; second moments about zero unless centred."""
+        mean = self.x[group] / self.rows * centred
         found = self.xx[group] / self.rows - np.outer(mean, mean)
         return found, np.diagonal(found)
 
@@ -85,12 +87,14 @@ class Target:
     """What the original computes at a layer's sampled places, feed by feed: rows `[P, M]` of the witness.
 
     weights: `[P]`, what an error at each place counts (`fisher`); empty: all alike.
+    read: inputs `[P, I]` and states `[P, D, H]` of a recurrent layer that is fitted to both.
     variance: of the witness, summed over channels: what an error of this layer is measured against.
     """
 
     places: list[Array] = field(default_factory=list)
     rows: list[Array] = field(default_factory=list)
     weights: list[Array] = field(default_factory=list)
+    read: list[tuple[Array, Array]] = field(default_factory=list)
     _room: Array | None = None
 
     def add(self, places: Array, rows: Array, feeds: int) -> None:
@@ -126,27 +130,46 @@ def rows_per_feed(layers: Sequence[Layer], widths: Mapping[str, int], feeds: int
 
 def rows_of(layer: Layer, tensor: Array, places: Array) -> Array:
     """Rows `[P, M]` of an output, or a tensor of its shape, at flat positions."""
-    if layer.op != "Conv":
-        return tensor.reshape(-1, tensor.shape[-1])[places]
-    flat = tensor.reshape(tensor.shape[0], tensor.shape[1], -1)
-    return flat[places // flat.shape[2], :, places % flat.shape[2]]
+    return picked_rows(tensor, layer.made, places)
 
 
 def targets(
     model: Model, wave: Sequence[Layer], feeds: Feeds, most: Mapping[str, int], seed: int, threads: int
 ) -> dict[str, Target]:
-    """Run the original once and keep what its layers put out."""
+    """Run the original once and keep what its layers put out; of recurrent ones what they make of their inputs."""
     give_back()
-    tap = Tap(model, [x.witness for x in wave], threads=threads)
+    nodes = {n.name: n for n in model.graph.nodes}
+    model = recurrent.named(model, [x.node for x in wave if x.states])
+    constants = model.constants()
+    wanted = [n for x in wave for n in (x.witness, *x.states) if n and n not in constants]
+    tap = Tap(model, list(dict.fromkeys(wanted)), threads=threads)
     found = {x.node: Target() for x in wave}
     for index, feed in enumerate(feeds):
         values = tap.run(feed)
         for layer in wave:
             y = values[layer.witness]
-            total = y.size // y.shape[1 if layer.op == "Conv" else -1]
+            total = y.size // int(np.prod([y.shape[a] for a in layer.made]))
             places = unfold.choose(total, most[layer.node], seed, layer.node, index)
-            found[layer.node].add(places, rows_of(layer, y, places), len(feeds))
+            rows = rows_of(layer, y, places)
+            if layer.gates:
+                rows = _before_gates(layer, nodes, values, places, rows, found[layer.node])
+            found[layer.node].add(places, rows, len(feeds))
     return found
+
+
+def _before_gates(
+    layer: Layer, nodes: Mapping[str, Any], values: Mapping[str, Array], places: Array, x: Array, goal: Target
+) -> Array:
+    """What a recurrent layer makes of inputs `[P, I]`, and of the states, `[P, M]`; keeps what was read."""
+    node, rows = nodes[layer.node], x[None]
+    if layer.states:
+        every, first = layer.states
+        start = None if not first else values[first] if first in values else edit.const(node, recurrent.INITIAL)
+        state = recurrent.before(node, values[every], start)[places]
+        goal.read.append((x, state))
+        rows = recurrent.rows(x, state)
+    made = rows @ np.swapaxes(matrix(node), 1, 2)
+    return np.asarray(made.transpose(1, 0, 2).reshape(len(x), -1) + bias_of(layer, nodes))
 
 
 def against(
@@ -165,7 +188,7 @@ def against(
     Where a layer ends in a sum, the target is what the sum should be less the copy's other summand, so that the errors
     of the layers before are corrected too (He 2017).
     """
-    geometry = {x.node: unfold.geometry(nodes[x.node]) for x in wave}
+    geometry = {x.node: _geometry(x, nodes[x.node]) for x in wave}
     sums = {x.node: _empty(geometry[x.node], goals[x.node], room) for x in wave}
     for index, values in enumerate(walk):
         for layer in wave:
@@ -175,11 +198,23 @@ def against(
             if layer.other:
                 y = y - rows_of(layer, values[layer.other], places)
             grouped = y.reshape(len(y), geo.groups, -1).transpose(1, 0, 2)
-            rows = np.ascontiguousarray(unfold.rows(geo, values[layer.x], places))
+            if layer.states:
+                left = kept[layer.node].reshape(geo.groups, -1, goal.read[index][1].shape[2])[:, 0]
+                state = goal.read[index][1][:, left].reshape(len(places), geo.groups, -1)
+                rows = recurrent.rows(rows_of(layer, values[layer.x], places), state)
+            else:
+                rows = np.ascontiguousarray(unfold.rows(geo, values[layer.x], places))
             sums[layer.node][index % HELD_OUT == HELD_OUT - 1].add(
                 rows, np.ascontiguousarray(grouped), goal.weights[index] if goal.weights else None
             )
     return sums
+
+
+def _geometry(layer: Layer, node: Any) -> unfold.Geometry:
+    if not layer.states:
+        return unfold.regression(node)
+    groups, _, width = matrix(node).shape
+    return unfold.Geometry(width, groups)
 
 
 def _empty(geo: unfold.Geometry, goal: Target, room: int) -> tuple[Any, Any]:

@@ -56,15 +56,16 @@ class Rows:
         found = [tuple(w / w.sum() @ part for part in (x, y)) for x, y, w in map(self.group, range(self.x[0].shape[0]))]
         return np.stack([x for x, _ in found]), np.stack([y for _, y in found])
 
-    def covariance(self, group: int) -> tuple[Array | None, Array]:
-        """Of one group's x `[D, D]`, None where that is too wide to be formed; and its diagonal."""
+    def covariance(self, group: int, centred: bool = True) -> tuple[Array | None, Array]:
+        """Of one group's x `[D, D]`, None where that is too wide to be formed; and its diagonal; about zero unless
+        centred."""
         x, _, weights = self.group(group)
         share = weights / weights.sum()
-        mean = (share @ x).astype(np.float32)
+        mean = (share @ x).astype(np.float32) if centred else np.zeros(x.shape[1], np.float32)
         if x.shape[1] > WIDEST:
             return None, share @ np.square(x - mean)
-        centred = np.sqrt(share).astype(np.float32)[:, None] * (x - mean)
-        found = (centred.T @ centred).astype(np.float64)
+        rows = np.sqrt(share).astype(np.float32)[:, None] * (x - mean)
+        found = (rows.T @ rows).astype(np.float64)
         return found, np.diagonal(found)
 
     def group(self, g: int) -> tuple[Array, Array, Array]:

@@ -7,7 +7,7 @@ objectness and classes of several strides; each is a head of its own, so that no
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from onnx import helper
 from ...ir import Model, edit, ops, order
 from ...runtime.session import Session
 from .energy import ZEROS
-from .layers import Layer, matrix
+from .layers import Layer, bias_of, biased, layout, weights_of
 
 Array = np.ndarray
 
@@ -61,13 +61,16 @@ class Trials:
     ):
         copy = model.copy()
         nodes = {n.name: n for n in copy.graph.nodes}
-        self.names: dict[str, tuple[str, str]] = {}
+        self.names: dict[str, tuple[list[str], str]] = {}
         self.given: dict[str, Array] = {}
-        self.forms = {x.node: _form(nodes[x.node]) for x in layers}
+        self.shifted: dict[str, Callable[[Array], Array]] = {}
+        self.forms = {x.node: layout(nodes[x.node]) for x in layers}
         for layer in layers:
             node = nodes[layer.node]
-            bias = _open_bias(copy, nodes, layer, self.given)
-            self.names[layer.node] = (_open(copy, node, 1, node.inputs[1].values, self.given), bias)
+            bias, self.shifted[layer.node] = _open_bias(copy, nodes, layer, self.given)
+            places = weights_of(node)
+            weights = [_open(copy, node, k, node.inputs[k].values, self.given) for k in places]
+            self.names[layer.node] = (weights, bias)
         self.masks = {n: _open_mask(copy, nodes[n], k, axis, size, self.given) for n, k, axis, size in masked}
         copy.graph.outputs = heads(copy)
         copy.header.input_order, copy.header.protos = (), {}
@@ -81,10 +84,10 @@ class Trials:
         """Squared error of the heads, each relative to its variance over the feeds, and averaged over the heads."""
         given = dict(self.given)
         for node, change in changes.items():
-            weight, bias = self.names[node]
-            given[weight] = self.forms[node](change.weights)
+            weights, bias = self.names[node]
+            given.update(zip(weights, self.forms[node](change.weights)))
             if bias:
-                given[bias] = (given[bias] + change.shift).astype(np.float32)
+                given[bias] = self.shifted[node](change.shift)
         for node, mask in (masks or {}).items():
             given[self.masks[node]] = mask.reshape(given[self.masks[node]].shape).astype(np.float32)
         total = dict.fromkeys(self.spread, 0.0)
@@ -110,18 +113,6 @@ def _spread(values: Sequence[Array]) -> float:
     return max(float(np.concatenate(each).var(0, dtype=np.float64).mean()), 1e-30)
 
 
-def _form(node: gs.Node) -> Any:
-    """A function from weights `[G, M/G, D]` to the node's own layout."""
-    shape, conv = node.inputs[1].shape, node.op == "Conv"
-    flipped = node.op != "Gemm" or not node.attrs.get("transB", 0)
-
-    def form(weights: Array) -> Array:
-        laid = weights.reshape(shape) if conv else weights[0].T if flipped else weights[0]
-        return np.ascontiguousarray(laid, dtype=np.float32)
-
-    return form
-
-
 def _open(model: Model, node: gs.Node, index: int, value: Array, given: dict[str, Array]) -> str:
     tensor = edit.variable(model, f"{node.name}_{index}", np.float32, value.shape)
     edit.set_input(node, index, tensor)
@@ -130,17 +121,15 @@ def _open(model: Model, node: gs.Node, index: int, value: Array, given: dict[str
     return str(tensor.name)
 
 
-def _open_bias(model: Model, nodes: Mapping[str, gs.Node], layer: Layer, given: dict[str, Array]) -> str:
+def _open_bias(
+    model: Model, nodes: Mapping[str, gs.Node], layer: Layer, given: dict[str, Array]
+) -> tuple[str, Callable[[Array], Array]]:
+    """Name of the new input, and a function from what is added to the bias `[M]` to what the input is then."""
     if layer.bias is None:
-        return ""
+        return "", np.asarray
     node, index = nodes[layer.bias[0]], layer.bias[1]
-    old = edit.const(node, index)
-    return _open(model, node, index, np.zeros(outputs_of(nodes[layer.node])) if old is None else old, given)
-
-
-def outputs_of(node: gs.Node) -> int:
-    """Outputs of a layer: rows of its matrices, over all groups."""
-    return int(np.prod(matrix(node).shape[:2]))
+    present, flat = edit.const(node, index), bias_of(layer, nodes)
+    return _open(model, node, index, biased(layer, present, flat), given), lambda s: biased(layer, present, flat + s)
 
 
 def _open_mask(model: Model, node: gs.Node, index: int, axis: int, count: int, given: dict[str, Array]) -> str:
