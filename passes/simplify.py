@@ -24,7 +24,7 @@ class Simplify(Pass):
     """Fold constants, remove what does nothing and fuse operators, again and again until nothing changes.
 
     fuse: also fuse operators (float results differ by rounding); without it values stay the same.
-    compact: also fuse where ONNX Runtime is slower at the operator than at its spelled-out form (Swish, some Mish).
+    compact: also fuse where ONNX Runtime is slower at the operator than at its spelling (Swish, RNN, some Mish).
     contrib: also fuse into operators of ONNX Runtime's own, where it is faster at them; no other runtime loads those.
     growth: how much the weights may grow in total when constants are folded, as a fraction.
     opset: raise the model's operator set to this version first, so that newer operators can be fused; 0 leaves it.

@@ -133,6 +133,40 @@ def test_a_weight_of_one_value_is_not_stored_in_full_for_a_fusion():
     assert any("stored in full" in s.reason for s in result.skipped)
 
 
+def _loop(body, count=2, scans="", results="", stay="w = Add(v, x)"):
+    return text.parse(f"""
+        g (float[2] x) => (float[2] y{scans}) <int64 n = {{{count}}}> {{
+          y{results} = Loop(n, , x) <body = b (int64 i, bool c, float[2] v) => (bool d, float[2] w{body}) {{
+            d = Identity(c)
+            {stay} }}>
+        }}""")
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        (_loop("", stay="w = RandomUniformLike<seed = 1.0>(v)"), "draws random numbers"),
+        (_loop("", count=33), "33 trips are not spelled out"),
+        (_loop("", count=4), "4 trips of it would take more than the 3 nodes"),
+        (_loop(", float[2] o", 0, ", float[?,2] z", ", z", "w = Add(v, x)\n o = Neg(v)"), "for the runtime to say"),
+    ],
+)
+def test_a_loop_that_stays_says_why(model, says):
+    before = text.show(model)
+    result = _fold(model)
+    assert not result.changed and text.show(model) == before
+    assert [says in s.reason for s in result.skipped] == [True]
+
+
+def test_trips_share_the_weights_and_the_first_keeps_the_names():
+    model = _loop("", count=3)
+    result = _fold(model)
+    assert result.did["loops unrolled"] == 1
+    assert [n.op for n in model.nodes()] == ["Add"] * 3
+    assert [n.outputs[0].name for n in model.nodes()] == ["w", "w_1", "y"]
+    assert all(n.inputs[1] is model.graph.inputs[0] for n in model.nodes())
+
+
 # Bodies over int64 a = {-7, 4, 9}, b = {3, -2, 3} and m = {{1, 2, 3}, {4, 5, 6}}: what the follower makes of them.
 STEPS = [
     "y = Mod(a, b)",

@@ -117,6 +117,12 @@ def test_a_sample_of_the_node_cases(keep):
     _all_fine(suite.cases()[:: 7 if keep else 11], keep, at_least=130)
 
 
+@pytest.mark.parametrize("keep", [99, 1, 0], ids=["as shipped", "all but the first frozen", "all frozen"])
+def test_the_loops_of_the_node_cases(keep):
+    chosen = [c for c in suite.cases() if any(part in c.name for part in ("loop", "scan", "sequence_map", "range"))]
+    _all_fine(chosen, keep, at_least=25)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("keep", [99, 1, 0], ids=["as shipped", "all but the first frozen", "all frozen"])
 def test_all_node_cases(keep):

@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from ...ir import Model, edit
+from ...ir import Model, edit, order, shapes
 from ...ir.exporting import weight_bytes
 from ...ir.model import packed_nbytes
 from ..base import Context, Pass, PassResult, Skip
-from . import candidates, control, execute, fills, targets
+from . import candidates, control, execute, fills, targets, unroll
 
 # Bytes that a node takes in a file besides its weights (names, operator, attributes): saved when it is folded.
 NODE_BYTES = 48
@@ -23,7 +23,7 @@ ROUNDS = 8
 
 @dataclass(frozen=True)
 class Fold(Pass):
-    """Fold constants, shape arithmetic with partly known sizes, and If with a constant condition.
+    """Fold constants, shape arithmetic with partly known sizes, If with a constant condition, and loops that are short.
 
     growth: how much the weights of the file may grow in total, as a fraction; a constant whose stored form is larger
         than what it replaces is folded only within it.
@@ -46,18 +46,23 @@ class Fold(Pass):
         did: dict[str, int | float | str] = {}
         barred: dict[str, str] = {}
         tried: dict[str, Any] = {}
+        loops: dict[str, str] = {}
         for _ in range(ROUNDS):
             inlined = control.inline_ifs(model)
+            unrolled = unroll.unroll_loops(model, loops)
+            if unrolled:
+                order.sort(model)
+                shapes.refresh(model)
             known, rewritten, moved = targets.fold_known(model, tried)
             folded = fold_constants(model, barred, allowance)
-            _count(did, {"branches inlined": inlined + moved, "targets fixed": rewritten})
+            _count(did, {"branches inlined": inlined + moved, "loops unrolled": unrolled, "targets fixed": rewritten})
             control.plain_ranges(model)
-            if not (inlined or moved or folded or known or rewritten):
+            if not (inlined or unrolled or moved or folded or known or rewritten):
                 break
         edit.sweep(model)
-        gone = before - sum(1 for _ in model.nodes())
-        _count(did, {"nodes folded": gone})
-        skipped = tuple(Skip(name, reason) for name, reason in barred.items())
+        left = {n.name for n in model.nodes()}
+        _count(did, {"nodes folded": max(before - len(left), 0)})
+        skipped = tuple(Skip(name, why) for name, why in {**loops, **barred}.items() if name in left)
         return PassResult(bool(did), did, skipped)
 
 

@@ -29,6 +29,7 @@ from . import (
     ones,
     padding,
     pooling,
+    recurrent,
     reshape,
     rms,
     scaling,
@@ -67,20 +68,21 @@ RULES = (
     *arithmetic.RULES,
     *windows.RULES,
     *upsampling.RULES,
+    *recurrent.RULES,
     *tiny.RULES,
 )
 # Passes that do not mind an Attention or a Sum. Others prune heads, or compute products and sums in 8 bits: for them
 # both stay spelled out.
 EXACT = frozenset(["simplify", "fold", "clean", "fuse"])
 # Fewer nodes, though ONNX Runtime is slower at them than at what it makes of the spelled-out form.
-COMPACT = (*swish.RULES, *activation.COMPACT)
+COMPACT = (*swish.RULES, *activation.COMPACT, *recurrent.COMPACT)
 
 
 @dataclass(frozen=True)
 class Fuse(Pass):
     """Fuse operators into standard ones of the model's own opset; float results differ by rounding at most.
 
-    compact: also where ONNX Runtime is slower at the operator than at its spelled-out form (Swish, some Mish).
+    compact: also where ONNX Runtime is slower at the operator than at its spelled-out form (Swish, some Mish and RNN).
     contrib: also into operators of ONNX Runtime's own, where it is faster at them; no other runtime loads the result.
     """
 
