@@ -8,10 +8,12 @@ running the inference of every operator that onnx defines, at every version, on 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
+import numpy as np
 import onnx
-from onnx import AttributeProto
+from onnx import AttributeProto, TensorProto
 
 HIDDEN = "onnxslim.hidden"
 # Operators that read the type of their first input unasked.
@@ -19,6 +21,10 @@ _TRUSTING = frozenset(["EyeLike", "RegexFullMatch", "DictVectorizer", "LabelEnco
 # Attributes that are counted with unasked: axes beyond any rank, and numbers of axes below zero.
 _RANK = 64
 _COUNTED = {"axis": (-_RANK, _RANK), "batch_dims": (0, _RANK)}
+# The propagation of values writes down every entry of a vector, also where no more than its length is known. A length
+# beyond this, declared or a constant that operators make one of, would keep it busy for hours.
+_LONG = 1 << 20
+_SIZED = frozenset(["ConstantOfShape", "Expand", "Pad", "Range", "Reshape", "Resize", "Tile", "Upsample"])
 
 
 def infer(proto: onnx.ModelProto) -> onnx.ModelProto | None:
@@ -70,7 +76,7 @@ def _hide(nodes: list[tuple[onnx.NodeProto, str]], typed: set[str]) -> list[tupl
 
 
 def _run(proto: onnx.ModelProto) -> onnx.ModelProto | None:
-    for data_prop in (True, False):
+    for data_prop in (False,) if _is_vast(proto) else (True, False):
         try:
             return onnx.shape_inference.infer_shapes(proto, data_prop=data_prop)
         except Exception:  # a node that cannot be inferred must not lose the shapes of the others
@@ -78,12 +84,38 @@ def _run(proto: onnx.ModelProto) -> onnx.ModelProto | None:
     return None
 
 
-def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+def _is_vast(proto: onnx.ModelProto) -> bool:
+    """Whether some vector may be longer than its values can be propagated."""
+    sizes: set[str] = set()
+    for graph in _graphs(proto.graph):
+        for info in (*graph.input, *graph.value_info, *graph.output):
+            if any(d.dim_value > _LONG for d in info.type.tensor_type.shape.dim):
+                return True
+        sizes.update(name for node in graph.node if node.op_type in _SIZED for name in node.input)
+    held = (t for graph in _graphs(proto.graph) for t in graph.initializer if t.name in sizes)
+    return any(_is_long(t) for t in held)
+
+
+def _is_long(tensor: onnx.TensorProto) -> bool:
+    if tensor.data_type not in (TensorProto.INT64, TensorProto.INT32) or math.prod(tensor.dims) > 2 * _RANK:
+        return False
+    try:
+        return bool(np.any(np.abs(onnx.numpy_helper.to_array(tensor).astype(np.float64)) > _LONG))
+    except ValueError:  # damaged: for the inference to refuse
+        return False
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     queue = [graph]
     while queue:
-        for node in queue.pop().node:
-            yield node
-            queue.extend(a.g for a in node.attribute if a.type == AttributeProto.GRAPH)
+        graph = queue.pop()
+        yield graph
+        queue.extend(a.g for n in graph.node for a in n.attribute if a.type == AttributeProto.GRAPH)
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    for inner in _graphs(graph):
+        yield from inner.node
 
 
 def _counts_wrong(node: onnx.NodeProto) -> bool:

@@ -167,6 +167,26 @@ def test_trips_share_the_weights_and_the_first_keeps_the_names():
     assert all(n.inputs[1] is model.graph.inputs[0] for n in model.nodes())
 
 
+def test_a_branch_that_puts_out_a_constant_keeps_one_of_its_own_in_each_trip():
+    model = text.parse("""
+        g (float[2] x, bool p) => (float[2] y) <int64 n = {2}, float[2] k = {1.0, -2.0}> {
+          y = Loop(n, , x) <body = b (int64 i, bool c, float[2] v) => (bool d, float[2] w) {
+            d = Identity(c)
+            w = If(p) <then_branch = s () => (float[2] r) { r = Relu(v) },
+                       else_branch = t () => (float[2] e) { e = Neg(k) }>
+          }>
+        }""")
+    before = ir.to_bytes(model)
+    # the branch is a constant before the trips are spelled out
+    _fold(model)
+    order.sort(model)
+    assert [n.op for n in model.nodes()].count("If") == 2
+    one, two = suite.session(before), suite.session(ir.to_bytes(model))
+    for p in (True, False):
+        feed = {"x": np.array([3.0, -4.0], np.float32), "p": np.array(p)}
+        np.testing.assert_array_equal(two.run(None, feed)[0], one.run(None, feed)[0])
+
+
 # Bodies over int64 a = {-7, 4, 9}, b = {3, -2, 3} and m = {{1, 2, 3}, {4, 5, 6}}: what the follower makes of them.
 STEPS = [
     "y = Mod(a, b)",

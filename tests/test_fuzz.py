@@ -1,5 +1,7 @@
 """Damaged models: a clear error or a correct result, never a crash, a hang, or an error of somebody else's."""
 
+import time
+
 import fuzzing
 import pytest
 from onnx import AttributeProto, TensorProto, helper
@@ -65,6 +67,30 @@ def test_inference_that_would_end_the_process(body):
     shapes.refresh(model)
     assert model.outputs[0].shape is None
     assert model.tensors()["r"].shape == [2, 2]  # the others keep theirs
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "y = Slice(x, v, v)",
+        "y = Add(v, v)",
+        "n = Shape(w)\n k = Gather<axis = 0>(n, one)\n r = Range(one, k, one)\n y = Add(r, r)",
+        "r = Range(one, far, one)\n y = Add(r, r)",
+        "r = ConstantOfShape<value = int64[1] {1}>(wide)\n y = Add(r, r)",
+        "r = Expand(one, wide)\n y = Add(r, r)",
+    ],
+)
+def test_sizes_that_would_keep_the_inference_busy(body):
+    model = text.parse(f"""
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[20,10] x, int64[2147483648] v, float[2,1099511627776] w) => (y)
+        <int64 one = {{1}}, int64 far = {{1099511627776}}, int64[1] wide = {{1099511627776}}> {{
+          {body}
+          z = Relu(x) }}""")
+    start = time.perf_counter()
+    shapes.refresh(model)
+    assert time.perf_counter() - start < 5
+    assert model.tensors()["z"].shape == [20, 10]
 
 
 def test_a_trusting_operator_is_inferred_once_its_input_has_a_type():

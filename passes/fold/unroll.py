@@ -175,8 +175,14 @@ class _Copier:
         new = gs.Graph(name=value.name, doc_string=value.doc_string, opset=value.opset)
         new.inputs = [self._copied_input(t) for t in value.inputs]
         new.nodes = [self._node(n) for n in value.nodes]
-        new.outputs = [self._tensor(t) for t in value.outputs]
+        new.outputs = [self._own(t) for t in value.outputs]
         return new
+
+    def _own(self, tensor: Any) -> Any:
+        """The output of an inner graph: a constant there belongs to that graph alone."""
+        if not isinstance(tensor, gs.Constant):
+            return self._tensor(tensor)
+        return gs.Constant(edit.fresh(self.model, tensor.name), tensor._values)
 
     def _copied_input(self, tensor: Any) -> Any:
         new = self._tensor(tensor)
