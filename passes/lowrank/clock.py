@@ -21,7 +21,6 @@ from ...ir.model import Header
 from ...ir.spill import spill
 from ...runtime import latency
 from ...runtime.loading import ModelLike, size
-from ...runtime.session import Session
 from ..bands import bands
 from ..target import Target
 from . import emit
@@ -81,7 +80,7 @@ class Clock:
 
     def _in_turn(self, models: Sequence[Any]) -> tuple[float, float]:
         """Of two models that would take too much memory together."""
-        a, b = ((m, partial(Session, m, threads=self.threads)) for m in models)
+        a, b = ((m, partial(latency.start, m, self.threads, self.timings)) for m in models)
         x = models[0].graph.inputs[0]
         feed = {x.name: np.random.default_rng(0).integers(0, 8, x.shape).astype(x.dtype)}
         found = latency.apart(a, b, feed, threads=self.threads, timings=self.timings, seconds=4 * SECONDS)

@@ -162,10 +162,12 @@ def _alone(plan: Plan, model: Model, choice: Choice, ctx: Context) -> float:
     """How much faster than float one candidate is, with no session beside those two, or none at all."""
     made = build(plan, choice.nodes)
     if latency.fit_together([model, made], ctx.memory_mb):
-        other = Session(made, threads=ctx.threads)  # first, as it may be folded back to floats while it is loaded
-        pair = [Session(model, threads=ctx.threads), other]
+        other = latency.start(
+            made, ctx.threads, ctx.timings
+        )  # first, as it may be folded back to floats while it is loaded
+        pair = [latency.start(model, ctx.threads, ctx.timings), other]
         return latency.bench(pair, ctx.fit, threads=ctx.threads, timings=ctx.timings, seconds=2 * SECONDS)[1].speedup
-    before, after = ((m, partial(Session, m, threads=ctx.threads)) for m in (model, made))
+    before, after = ((m, partial(latency.start, m, ctx.threads, ctx.timings)) for m in (model, made))
     return latency.apart(before, after, ctx.fit.first(), threads=ctx.threads, timings=ctx.timings).speedup
 
 
