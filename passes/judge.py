@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..ir.errors import DataError
-from ..runtime.feeds import wide
+from ..runtime.feeds import feed_bytes, wide
 from ..runtime.loading import give_back, is_large
 from ..runtime.session import Session
 from .budget import EXACT_DB, TIES_DB, Allowance, Limits, Spent, noise
@@ -27,6 +27,8 @@ Feed = Mapping[str, np.ndarray]
 Metric = Callable[[Callable[[Feed], dict[str, np.ndarray]]], float]
 HOPELESS_DB = 3.0
 """Below this half of the output's power is noise: no metric is asked."""
+BATCH = 2
+"""Feeds of a metric that are more than so many times as large as the check feeds count in memory."""
 SLACK = 1e-9
 """Comparison of a drop with its limit, against rounding in the subtraction of two accuracies."""
 
@@ -179,10 +181,31 @@ class Judge:
         return "metric drop" if self.metric is not None else "output change"
 
     def _evaluate(self, model: Any) -> float:
+        session, largest = self.session(model), 0
+
+        def run(feeds: Feed) -> dict[str, np.ndarray]:
+            nonlocal largest
+            found = session.run(feeds)
+            largest = max(largest, feed_bytes(dict(feeds)))
+            return found
+
         try:
-            value = float(self.metric(self.session(model).run))  # type: ignore[misc]
+            value = float(self.metric(run))  # type: ignore[misc]
         except Exception as e:  # the user's code
             raise DataError(f"the metric failed: {type(e).__name__}: {' '.join(str(e).split())}") from e
         if not math.isfinite(value):
             raise DataError(f"the metric returned {'NaN' if math.isnan(value) else value}; expected a finite number")
+        if largest > BATCH * self._feed_bytes:
+            self._forget(model)
         return value
+
+    @cached_property
+    def _feed_bytes(self) -> int:
+        return feed_bytes(self._reference.feeds.first())
+
+    def _forget(self, model: Any) -> None:
+        """Let one session go: its arena keeps the activations of the largest batch that it ever ran."""
+        self._recent = [(known, session) for known, session in self._recent if known is not model]
+        if model is self._reference.model:
+            self._reference.release()
+        give_back()
