@@ -309,6 +309,19 @@ def test_the_clock_sees_what_makes_heads_of_every_chain(op):
     assert before > 0 and after > 0
 
 
+def test_the_clock_sees_joint_heads_as_they_will_run():
+    model = attention()
+    found = siblings.bundled([seen(model, read(n, (2, STEPS, WIDTH))) for n in candidates(model)])
+    joint = next(layer for layer in found if layer.members)
+    products = {"whole": 3, "svd": 4, "heads": 6}
+    chains = {"whole": [joint.whole], "svd": FORMS["svd"].empty(joint, (8,)), "heads": FORM.empty(joint, (4,))}
+    for name, chain in chains.items():
+        little = alone(joint, chain)
+        shapes = [v.shape for v in Session(little).run({"x": np.ones(joint.size, np.float32)}).values()]
+        assert shapes == [(2, HEADS, STEPS, SIZE), (2, HEADS, SIZE, STEPS), (2, HEADS, STEPS, SIZE)]
+        assert [n.op for n in little.graph.nodes].count("MatMul") == products[name]
+
+
 def test_ranks_by_share_by_number_and_by_evbmf():
     model = projection()
     layer = only(model)

@@ -130,14 +130,14 @@ def alone(layer: Layer, stages: Sequence[Stage]) -> Model:
     last, outputs = chain[-1], [y]
     if layer.members:
         outputs = [gs.Variable(f"y{k}", dtype, None) for k in range(len(layer.members))]
-    if len(outputs) > 1 and len(chain) > 1:
-        common = edit.variable(model, "shared", dtype)
-        edit.add(graph, *emit.chain(model, plain, chain[:-1], x, common, "", None))
-        x, chain = common, chain[-1:]
     graph.outputs = outputs
     if heads.apart(layer, chain):
         _by_head(model, plain, chain, outputs)
         return model
+    if len(outputs) > 1 and len(chain) > 1:
+        common = edit.variable(model, "shared", dtype)
+        edit.add(graph, *emit.chain(model, plain, chain[:-1], x, common, "", None))
+        x, chain = common, chain[-1:]
     for k, (out, rows, view) in enumerate(zip(outputs, _rows(layer, last.weight), known(layer))):
         out = heads.shown(model, layer, view, out, f"{k}") if isinstance(view, View) else out
         bias = None if layer.op == "MatMul" else edit.constant(model, "bias", np.zeros(len(rows), dtype))
