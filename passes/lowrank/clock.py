@@ -23,9 +23,10 @@ from ...runtime import latency
 from ...runtime.loading import ModelLike, size
 from ..bands import bands
 from ..target import Target
-from . import emit
+from . import emit, heads
 from .integers import quantized
 from .layer import Layer, Stage
+from .views import View, known
 
 SECONDS = 0.1  # for one pair; the median of pairwise ratios settles sooner where the machine is quiet
 SLOW_MACS = 3e8  # tens of milliseconds: three pairs say as much as seven short ones
@@ -109,11 +110,15 @@ def _shape(layer: Layer) -> tuple[Any, ...]:
     flipped = bool(layer.node.attrs.get("transB", 0))
     apart = tuple(m.outputs for m in layer.members)
     kind = np.dtype(layer.dtype).str
-    return layer.op, layer.groups, apart, flipped, kind, layer.size, layer.weight.shape, layer.geometry
+    views = tuple((v.heads, v.size, v.order, v.lead) for v in known(layer) if isinstance(v, View))
+    return layer.op, layer.groups, apart, flipped, kind, layer.size, layer.weight.shape, layer.geometry, views
 
 
 def alone(layer: Layer, stages: Sequence[Stage]) -> Model:
-    """A model of nothing but this chain, at the layer's input size, with random weights; an output for each member."""
+    """A model of nothing but this chain, at the layer's input size, with random weights; an output for each member.
+
+    What makes heads of an output is behind it where that is known, for some chains go on behind that.
+    """
     dtype = np.dtype(layer.dtype)
     x, y = gs.Variable("x", dtype, list(layer.size)), gs.Variable("y", dtype, None)
     graph = gs.Graph([], [x], [y], name="layer", opset=OPSET)
@@ -125,16 +130,34 @@ def alone(layer: Layer, stages: Sequence[Stage]) -> Model:
     last, outputs = chain[-1], [y]
     if layer.members:
         outputs = [gs.Variable(f"y{k}", dtype, None) for k in range(len(layer.members))]
+    graph.outputs = outputs
+    if heads.apart(layer, chain):
+        _by_head(model, plain, chain, outputs)
+        return model
     if len(outputs) > 1 and len(chain) > 1:
         common = edit.variable(model, "shared", dtype)
         edit.add(graph, *emit.chain(model, plain, chain[:-1], x, common, "", None))
         x, chain = common, chain[-1:]
-    graph.outputs = outputs
-    for k, (out, rows) in enumerate(zip(outputs, _rows(layer, last.weight))):
+    for k, (out, rows, view) in enumerate(zip(outputs, _rows(layer, last.weight), known(layer))):
+        out = heads.shown(model, layer, view, out, f"{k}") if isinstance(view, View) else out
         bias = None if layer.op == "MatMul" else edit.constant(model, "bias", np.zeros(len(rows), dtype))
         stages = [*chain[:-1], replace(last, weight=rows)]
         edit.add(graph, *emit.chain(model, plain, stages, x, out, f"{k}_", bias))
     return model
+
+
+def _by_head(model: Model, layer: Layer, stages: Sequence[Stage], outputs: Sequence[Any]) -> None:
+    """The chains of single heads; only of a Gemm is the bias a part of what is timed."""
+    source = model.graph.inputs[0]
+    views = [v for v in known(layer) if isinstance(v, View)]  # all of them, or the form would have refused
+    for k, (chain, view, out) in enumerate(zip(heads.each(layer, stages), views, outputs)):
+        rank, size = chain[1].weight.shape[2], view.count * view.size
+        bias = None if layer.op == "MatMul" else np.zeros(size)
+        target = edit.constant(model, "shape", np.array(heads.concrete(layer, view, rank), np.int64))
+        edit.add(
+            model.graph,
+            *heads.nodes(model, view, chain, source, target, out, f"{k}_", bias, layer.dtype, {}),
+        )
 
 
 def _rows(layer: Layer, weight: np.ndarray) -> list[np.ndarray]:

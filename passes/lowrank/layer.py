@@ -75,7 +75,8 @@ class Layer:
     `stack` (G, O, C, *kernel) then holds them all, and sizes are those of one group. bias: (G·O,) or None. adjustable:
     the mean of the error can be folded into a bias (`slot` says which Add holds it for a MatMul). size: of the input.
     members: layers that read one tensor and are taken together (`siblings`), weight and bias then those of all, each
-    member's rows divided by its `scale` (O,).
+    member's rows divided by its `scale` (O,). view: how its output is read as heads (`views.View`), or why it is not;
+    None where nobody asked.
     """
 
     node: gs.Node
@@ -90,6 +91,7 @@ class Layer:
     stack: Array | None = None
     members: tuple[Layer, ...] = ()
     scale: Any = 1.0
+    view: Any = None
 
     @property
     def names(self) -> tuple[str, ...]:

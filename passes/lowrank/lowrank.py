@@ -13,6 +13,7 @@ from . import choose, planning
 from .assemble import assemble
 from .forms import Channel, ChannelIn, Form, Separable, Spatial, SpatialT, Svd
 from .goal import Goal
+from .heads import Heads
 from .refit import refit
 from .tensor_forms import Cp, Tucker2
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from .planning import Plan, Split
 
 FORMS: dict[str, Form] = {
-    f.name: f for f in (Svd(), Channel(), ChannelIn(), Spatial(), SpatialT(), Separable(), Tucker2(), Cp())
+    f.name: f for f in (Svd(), Channel(), ChannelIn(), Spatial(), SpatialT(), Separable(), Tucker2(), Cp(), Heads())
 }
 DEFAULT_FORMS = ("svd", "channel", "channel_in", "spatial", "spatial_t", "separable", "tucker2")
 
@@ -54,7 +55,7 @@ class LowRank(LossyPass):
         default=None, metadata={"help": "how many times faster the model is to run, measured here, e.g. 1.3", "min": 1}
     )
     forms: tuple[str, ...] = field(
-        default=(), metadata={"help": f"forms to try, joined by +: {'+'.join(FORMS)}; all but cp when empty"}
+        default=(), metadata={"help": f"forms to try, joined by +: {'+'.join(FORMS)}; all but cp and heads when empty"}
     )
     min_gain: float = field(
         default=0.08,

@@ -27,6 +27,7 @@ from .layer import Layer, candidates, read, refusal
 from .norm import Array, Norm
 from .sensitivity import sensitivities
 from .statistics import norms
+from .views import seen
 
 if TYPE_CHECKING:
     from .lowrank import LowRank
@@ -90,6 +91,9 @@ def nothing(reason: str) -> Plan:
 
 def make(model: Model, ctx: Context, options: LowRank, forms: Sequence[Form]) -> Plan:
     """The plan of one run; deterministic given the feeds and the timings."""
+    if "quant" in ctx.follows and any(form.name == "heads" for form in forms):
+        ctx.note("lowrank: heads are not split one by one where quant follows: their chains are timed in float only")
+        forms = [form for form in forms if form.name != "heads"]
     sizes = probe.shapes(model, ctx.fit.first())
     found: dict[str, Found] = {}
     ready: list[Layer] = []
@@ -100,6 +104,8 @@ def make(model: Model, ctx: Context, options: LowRank, forms: Sequence[Form]) ->
         found[node.name] = Found(reason=reason or "", names=(node.name,))
         if layer is not None and not reason:
             ready.append(layer)
+    if any(form.name == "heads" for form in forms):
+        ready = [seen(model, layer) for layer in ready]
     ready = siblings.bundled(ready)
     for name in (n for layer in ready for n in layer.names[1:]):
         found.pop(name)
@@ -153,7 +159,8 @@ def _layer(
     tried = groups.trials(layer, norms, forms, _picker(layer, norms[0], demand, options, multiple))
     about = Found(names=layer.names, size=layer.size, macs=layer.macs, params=layer.params)
     if not tried:
-        return replace(about, reason="no form serves it")
+        alone = forms[0].refuse(layer) if len(forms) == 1 else None
+        return replace(about, reason="no form serves it" + (f": {alone}" if alone else ""))
     hull, ms = search.survey(layer, tried, demand)
     if not hull:
         return replace(about, ms=ms, reason=_why(layer, tried, demand, ms))

@@ -87,6 +87,8 @@ def unfoldings(form: Form, layer: Layer) -> Sequence[np.ndarray]:
         return (t.reshape(t.shape[0] * t.shape[1], -1),)
     if form.name == "separable":
         return (np.moveaxis(w, 1, 0).reshape(-1, layer.taps),)
+    if form.name == "heads":
+        return (max(np.split(w, layer.outputs // form.shapes(layer, (1,))[1][1]), key=evbmf.rank),)
     if form.name == "cp":
         return (by_output if evbmf.rank(by_output) > evbmf.rank(by_input) else by_input,)
     return by_output, by_input

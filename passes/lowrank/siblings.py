@@ -15,7 +15,7 @@ import onnx_graphsurgeon as gs
 
 from ...ir import Model, edit
 from ..bands import energy, mapped
-from . import emit
+from . import emit, heads
 from .layer import Layer, Stage, read
 from .norm import Array
 
@@ -65,7 +65,13 @@ def again(nodes: Mapping[str, gs.Node], names: Sequence[str], size: Sequence[int
 def put(
     model: Model, layer: Layer, stages: Sequence[Stage], shift: Array | None, label: str
 ) -> list[tuple[Layer, gs.Node]]:
-    """Replace a layer, or all members of a joint one, by the chain; each with the node that now writes its output."""
+    """Replace a layer, or all members of a joint one, by the chain; each with the node that now writes its output.
+
+    Nothing is given back for chains of single heads, which write something else.
+    """
+    if heads.apart(layer, stages):
+        heads.put(model, layer, stages, shift, label)
+        return []
     if not layer.members:
         return [(layer, emit.put(model, layer, stages, shift, label)[-1])]
     source, common = layer.node.inputs[0], layer.node.inputs[0]
