@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
 from ...ir import Model
@@ -19,7 +20,7 @@ from ...runtime import Session, latency
 from ...runtime.feeds import wide
 from ...runtime.loading import is_large
 from ..base import Context
-from . import costs, eligible, insert, measured, outliers, placement, prepare, regions, sensitivity
+from . import clips, costs, eligible, equalise, insert, measured, outliers, placement, prepare, regions, sensitivity
 from .insert import Recipe
 from .planning import Choice, Plan
 
@@ -135,7 +136,7 @@ class _Levels:
         """The level of one set, measured once."""
         if nodes not in self.known:
             assert self.plan.base is not None
-            self.plain = self.plain or self._outputs(self.plan.base)
+            self.plain = self.plain or self._outputs(reference(self.plan))
             noise = sensitivity.noise_of(self.plain, self._outputs(build(self.plan, nodes)))
             self.known[nodes] = _db(noise)
         return self.known[nodes]
@@ -289,4 +290,20 @@ def start(plan: Plan, nodes: frozenset[str]) -> Model:
     assert plan.base is not None
     model = plan.base.copy()
     outliers.restore(model, plan.divided, nodes)
+    equalise.apply(model, undone(plan, nodes))
     return model
+
+
+def undone(plan: Plan, nodes: frozenset[str]) -> dict[str, np.ndarray]:
+    """Factors that clipped tensors lose where these nodes compute in integers (see `clips`)."""
+    assert plan.base is not None
+    if not clips.undone(plan.base, plan.factors):
+        return {}
+    placed = placement.place(plan.base, nodes, plan.target)
+    return clips.undone(plan.base, plan.factors, placed.quantized())
+
+
+def reference(plan: Plan) -> Model:
+    """The float model that levels are measured beside."""
+    assert plan.base is not None
+    return start(plan, frozenset()) if undone(plan, frozenset()) else plan.base

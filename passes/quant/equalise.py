@@ -3,7 +3,8 @@
 A factor on a channel of a tensor goes into the rows of what makes it and comes out of the columns of what reads it;
 Relu, PRelu, pools and Concat let it through, Add asks both sides for the same (cross-layer equalisation, DFQ, arXiv
 1906.04721; with LayerNormalization as the maker it is SmoothQuant, arXiv 2211.10438). In float the model computes the
-same, but for rounding. Channels get labels that flow with the data, so that residual streams and branches are one case.
+same, but for rounding; behind a Relu6 only its integers do (see `clips`). Channels get labels that flow with the data,
+so that residual streams and branches are one case.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from ...runtime.feeds import Feeds
 from ..bands import mapped
 from ..base import Context
 from . import affine, smooth
+from .placement import bounds_of, clip_is_constant
 
 FEEDS = 16
 LARGEST = 64.0  # factor: beyond, weights of rare channels would be all that a reader's scale is made for
@@ -40,11 +42,13 @@ class Labels:
 
 @dataclass
 class Flow:
-    """Labels of tensors by name; `ties` are numbers that must get one factor, `barred` those that get none."""
+    """Labels of tensors by name; `ties` are numbers that must get one factor, `barred` those that get none, `clipped`
+    those whose factor must be a power of two and at least 1 (see `clips`)."""
 
     of: dict[str, Labels] = field(default_factory=dict)
     ties: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
     barred: list[np.ndarray] = field(default_factory=list)
+    clipped: list[np.ndarray] = field(default_factory=list)
     count: int = 0
 
     def fresh(self, width: int, axis: int) -> Labels:
@@ -114,9 +118,14 @@ def _step(flow: Flow, node: gs.Node) -> None:
     x = flow.of.get(node.inputs[0].name) if node.inputs else None
     if node.op in _SAME and x is not None and len([t for t in node.outputs if t.name]) == 1:
         flow.of[node.outputs[0].name] = x
-    elif not (node.op == "Concat" and _concat(flow, node)) and not (node.op == "Add" and _add(flow, node)):
+    elif not _joined(flow, node):
         for tensor in node.inputs:
             flow.bar(tensor)
+
+
+def _joined(flow: Flow, node: gs.Node) -> bool:
+    rule = {"Concat": _concat, "Add": _add, "Clip": _clip}.get(node.op)
+    return rule is not None and rule(flow, node)
 
 
 def _norm(node: gs.Node) -> bool:
@@ -144,6 +153,23 @@ def _add(flow: Flow, node: gs.Node) -> bool:
     return True
 
 
+def _clip(flow: Flow, node: gs.Node) -> bool:
+    """A Clip at 0 is a Relu; one that also has an upper end lets factors through where one layer makes it and one
+    reads it, so that the two can take them back."""
+    known, (low, high) = flow.of.get(node.inputs[0].name), bounds_of(node)
+    if known is None or low != 0 or high <= 0 or not clip_is_constant(node):
+        return False
+    if high < np.inf:
+        maker, readers = edit.producer(node.inputs[0]), node.outputs[0].outputs
+        if maker is None or layer(maker) is None or len(node.inputs[0].outputs) != 1:
+            return False
+        if len(readers) != 1 or layer(readers[0]) is None:
+            return False
+        flow.clipped.append(known.at)
+    flow.of[node.outputs[0].name] = known
+    return True
+
+
 def _rank(tensor: object) -> int | None:
     shape = getattr(tensor, "shape", None)
     return None if shape is None else len(shape)
@@ -154,8 +180,8 @@ def factors(
 ) -> dict[str, np.ndarray]:
     """{tensor that a layer makes or reads: factor of each of its channels}; empty when nothing may be scaled.
 
-    A channel whose range is a share r of its tensor's gets r to the power of -`STRENGTH`; for what only matrix products
-    read, the strength is chosen by their error (`smooth`).
+    A channel whose range is a share r of its tensor's gets r to the power of -`STRENGTH`, where it is clipped above the
+    nearest power of two; for what else only matrix products read, the strength is chosen by their error (`smooth`).
     """
     flow = follow(model, excluded)
     read = {n.inputs[0].name for n in model.graph.nodes if layer(n) is not None and n.inputs[0].name in flow.of}
@@ -179,14 +205,21 @@ def factors(
                 np.maximum.at(share, classes[flow.of[name].at], peak / peak.max())
     factor = np.where(share > 0, np.maximum(share, 1e-9) ** -STRENGTH, 1.0)
     factor = np.minimum(factor, LARGEST)
-    barred = np.zeros(flow.count, np.bool_)
-    for at in flow.barred:
-        barred[classes[at]] = True
-    products = smooth.groups(model, {n: classes[flow.of[n].at] for n in read}, barred)
+    barred, clipped = _marked(flow.barred, classes), _marked(flow.clipped, classes)
+    factor[clipped] = 2 ** np.rint(np.log2(factor[clipped]))
+    products = smooth.groups(model, {n: classes[flow.of[n].at] for n in read}, barred | clipped)
     for at, best in smooth.choose(model, products, seen, factor, feeds, ctx):
         factor[at] = best
     factor[barred] = 1.0
     return {name: factor[classes[labels.at]] for name, labels in flow.of.items()}
+
+
+def _marked(found: list[np.ndarray], classes: np.ndarray) -> np.ndarray:
+    """Whether each class has one of these labels."""
+    marked = np.zeros(len(classes), np.bool_)
+    for at in found:
+        marked[classes[at]] = True
+    return marked
 
 
 def _classes(flow: Flow) -> np.ndarray:

@@ -70,12 +70,13 @@ def folds(model: Model, target: Target) -> dict[str, gs.Node]:
         if id(tensor) in outputs or len(tensor.outputs) != 1:
             continue
         reader = tensor.outputs[0]
-        if reader.op in target.folds and reader.inputs[0] is tensor and _clip_is_constant(reader):
+        if reader.op in target.folds and reader.inputs[0] is tensor and clip_is_constant(reader):
             found[node.name] = reader
     return found
 
 
-def _clip_is_constant(node: gs.Node) -> bool:
+def clip_is_constant(node: gs.Node) -> bool:
+    """Whether both bounds of a Clip are known; true of any other node."""
     bounds = [edit.get(node, k) for k in (1, 2)] if node.op == "Clip" else []
     return all(b is None or isinstance(b, gs.Constant) for b in bounds)
 
@@ -110,7 +111,7 @@ def place(model: Model, nodes: Collection[str], target: Target) -> Placement:
     names = frozenset(n.name for n in chosen)
     folded = {k: r for k, r in folds(model, target).items() if k in names}
     vanish = {id(r.inputs[0]): r for r in folded.values()}
-    union, bounds = _Union(), {r.outputs[0].name: _bounds(r) for r in folded.values()}
+    union, bounds = _Union(), {r.outputs[0].name: bounds_of(r) for r in folded.values()}
     wanted: dict[str, tuple[str, str]] = {}
     for node in chosen:
         for k in activations(node):
@@ -203,7 +204,7 @@ def _share(node: gs.Node, union: _Union, bounds: Mapping[str, tuple[float, float
             union.unite(tensor.name, node.outputs[0].name)
 
 
-def _bounds(node: gs.Node) -> tuple[float, float]:
+def bounds_of(node: gs.Node) -> tuple[float, float]:
     """What a Relu or Clip lets through."""
     if node.op != "Clip":
         return 0.0, float("inf")

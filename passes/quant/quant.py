@@ -14,7 +14,7 @@ from ...ir import Model
 from ...ir.errors import OptionError
 from ..base import Context, LossyPass, PassResult, Skip
 from ..target import Target
-from . import calibrate, choosing, eligible, equalise, insert, outliers, planning, prepare, storage
+from . import calibrate, choosing, clips, eligible, equalise, insert, outliers, planning, prepare, storage
 from .overrides import Overrides
 from .planning import Choice, Plan
 from .statistics import Settings
@@ -124,6 +124,9 @@ class Quant(LossyPass):
         if self.store:
             equalise.apply(model, plan.factors)  # the integers in the plan are those of scaled weights
             rounded, loud = outliers.known(plan.divided, plan.rounded, plan.loud)
+            undone = clips.undone(model, plan.factors)
+            equalise.apply(model, undone)
+            rounded = clips.known(model, undone, rounded)
             did, skips = storage.store(model, (), lambda n: self._excluded(n, ctx), strength, loud, rounded, self.floor)
         reason = (Skip("", why),) if why else ()
         return PassResult(bool(did), did, (*reason, *skips, *plan.skips), {"candidates": plan.table})
@@ -140,6 +143,7 @@ class Quant(LossyPass):
         skips = (*_left_float(plan, choice), *plan.skips)
         if self.store:
             rounded, loud = outliers.known(plan.divided, plan.rounded, plan.loud)
+            rounded = clips.known(model, choosing.undone(plan, choice.nodes), rounded)
             counts, more = storage.store(
                 model,
                 choice.nodes,
