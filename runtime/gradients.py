@@ -6,7 +6,7 @@ Values on that way are fetched by one session; a gradient is dropped as soon as 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,20 +41,23 @@ class Gradients:
 
     def backward(self, values: Mapping[str, Any], seeds: Mapping[str, Array]) -> dict[str, Array]:
         """Gradients of Σ seed · head at the wanted tensors, at these values."""
+        return dict(self.walk(dict(values), seeds))
+
+    def walk(self, values: dict[str, Any], seeds: Mapping[str, Array]) -> Iterator[tuple[str, Array]]:
+        """`backward`, each gradient as it is known, so that none need be kept; uses the values up."""
         gradients: dict[str, Array] = {h: np.asarray(s, np.float32) for h, s in seeds.items()}
-        found: dict[str, Array] = {}
         for node, adjoint in reversed(self.adjoints):
             name = node.outputs[0].name
-            if name not in gradients:
+            y, own = values.pop(name), gradients.pop(name, None)  # whatever read it has had its turn
+            if own is None:
                 continue
-            own = gradients.pop(name)
             if name in self.wanted:
-                found[name] = own
+                yield name, own
             x = [values[t.name] if t.name else None for t in node.inputs]
-            for k, g in adjoint(x, values[name], own).items():
+            for k, g in adjoint(x, y, own).items():
                 source = node.inputs[k].name
                 gradients[source] = gradients[source] + g if source in gradients else g
-        return {**{n: g for n, g in gradients.items() if n in self.wanted}, **found}
+        yield from ((n, g) for n, g in gradients.items() if n in self.wanted)
 
 
 def _way(model: Model, heads: Sequence[str], wanted: set[str]) -> list[tuple[gs.Node, list[int]]]:

@@ -8,7 +8,7 @@ detector a few places hold the objects, and the many others must not decide what
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,15 +60,23 @@ def _collect(
 ) -> dict[str, Fisher]:
     spread = _spreads(gradients, some)
     found: dict[str, Fisher] = {}
+    readers: dict[str, list[Layer]] = {}
+    for layer in layers:
+        readers.setdefault(layer.y, []).append(layer)
     for index, feed in enumerate(ctx.progress(some, "gradients", len(some))):
-        values = gradients.forward(feed)
-        rng = np.random.default_rng([ctx.seed, index])
-        back = gradients.backward(values, {h: _signs(rng, values[h], v) for h, v in spread.items()})
-        for layer in layers:
-            if layer.y in back:
+        for name, gradient in _back(gradients, feed, spread, np.random.default_rng([ctx.seed, index])):
+            for layer in readers.get(name, ()):
                 goal = goals.get(layer.node) if len(some) == every else None
-                _add(found, layer, back[layer.y], None if goal is None else goal.places[index])
+                _add(found, layer, gradient, None if goal is None else goal.places[index])
     return found
+
+
+def _back(
+    gradients: Gradients, feed: Mapping[str, Any], spread: Mapping[str, float], rng: Any
+) -> Iterator[tuple[str, Array]]:
+    """Gradients on one feed, by tensor; its activations are let go on the way, before those of the next come."""
+    values = gradients.forward(feed)
+    return gradients.walk(values, {h: _signs(rng, values[h], v) for h, v in spread.items()})
 
 
 def _signs(rng: Any, value: Array, spread: float) -> Array:
