@@ -8,7 +8,7 @@ from onnxslim_opt.passes.dynquant import DynQuant
 from onnxslim_opt.passes.quant import Quant, choosing
 from onnxslim_opt.passes.transaction import tidy
 from onnxslim_opt.passes.weightquant import WeightQuant
-from quant_nets import Net, cnn, context, images, session, sqnr
+from quant_nets import Net, cnn, context, images, kernels, session, sqnr
 
 from onnxslim_opt import ir
 
@@ -111,3 +111,34 @@ def test_openvino_loads_and_agrees(make, p):
         want = here.run(None, feed)[0]
         found = there(feed)[0]
         assert np.abs(found - want).max() <= 0.01 * (want.max() - want.min())
+
+
+def wide_pairs(kind=np.uint16):
+    """Two convolutions between 16-bit quantize/dequantize pairs, weights in 8 bits."""
+    net, x = Net(), "x"
+    top, zero = net.const(np.float32(8 / np.iinfo(kind).max), "step"), net.const(np.zeros((), kind), "zero")
+    for k in range(2):
+        weight = net.const(net.rng.integers(-127, 128, (16, 16, 3, 3)).astype(np.int8))
+        weight = net.add("DequantizeLinear", weight, net.const(np.float32(0.002)))
+        x = net.add("DequantizeLinear", net.add("QuantizeLinear", x, top, zero), top, zero)
+        x = net.add("Relu", net.add("Conv", x, weight, kernel_shape=[3, 3], pads=[1] * 4), out=f"r{k}")
+    last = net.add("DequantizeLinear", net.add("QuantizeLinear", x, top, zero), top, zero, out="y")
+    return net.model({"x": [1, 16, 12, 12]}, [last], 21)
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.int16])
+def test_16_bit_activations_have_no_integer_kernels_in_onnx_runtime(kind, tmp_path):
+    """Why loud tensors stay float: the pairs stay beside float convolutions, and cost their conversions."""
+    found = kernels(wide_pairs(kind), tmp_path)
+    assert found["QLinearConv"] == 0 and found["Conv"] + found["FusedConv"] == 2
+    assert found["QuantizeLinear"] == 3 and found["DequantizeLinear"] >= 3
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.int16])
+def test_16_bit_activations_have_no_integer_kernels_in_openvino(kind):
+    openvino = pytest.importorskip("openvino")
+    core = openvino.Core()
+    options = {"INFERENCE_PRECISION_HINT": "f32"}
+    made = core.compile_model(core.read_model(ir.to_bytes(wide_pairs(kind))), "CPU", options).get_runtime_model()
+    infos = [{k: v.astype(str) for k, v in node.get_rt_info().items()} for node in made.get_ops()]
+    assert [i["runtimePrecision"] for i in infos if i["layerType"] == "Convolution"] == ["f32", "f32"]
