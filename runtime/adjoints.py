@@ -1,9 +1,9 @@
 """Adjoints of single operators: what a gradient at a node's output is at its inputs.
 
 A rule gets the node, the values of its inputs and output on one feed, and the gradient at the output. Products and
-convolutions are exact; operators that only move data are run on positions instead of values, and the gradient is summed
-where they came from; element-wise functions of one tensor get their slope from a central difference. Whatever needs
-ONNX Runtime is a session of one node.
+convolutions are exact; operators that only move data are run on positions instead of values, unless it is plain how
+they do, and the gradient is summed where they came from; element-wise functions of one tensor get their slope from a
+central difference. Whatever needs ONNX Runtime is a session of one node.
 """
 
 from __future__ import annotations
@@ -192,6 +192,21 @@ def _move(own: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, Array
     return found
 
 
+def _concat(own: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, Array]:
+    axis = int(own.node.attrs.get("axis", 1)) % y.ndim
+    parts = np.split(g, np.cumsum([a.shape[axis] for a in x])[:-1], axis)
+    return {k: parts[k] for k in own.wanted}
+
+
+def _reshape(own: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, Array]:
+    return {0: g}
+
+
+def _transpose(own: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, Array]:
+    perm = own.node.attrs.get("perm") or list(range(g.ndim))[::-1]
+    return {0: g.transpose(np.argsort(perm))}
+
+
 def _positions(own: Adjoint, x: Sequence[Any], index: int) -> Array:
     """From which position of an input each position of the output came, counted from 1; 0: from elsewhere."""
     if x[index].size >= EXACT:
@@ -202,7 +217,7 @@ def _positions(own: Adjoint, x: Sequence[Any], index: int) -> Array:
     marked[index] = np.arange(1, x[index].size + 1, dtype=np.float32).reshape(x[index].shape)
     run = lone_session(own.model, own.node.op, own.node.domain, own.node.attrs, marked)
     out = run.run({f"x{k}": a for k, a in enumerate(marked) if a is not None and f"x{k}" in run.inputs})
-    return np.asarray(out["y"]).reshape(-1).astype(np.int64)
+    return np.asarray(out["y"]).reshape(-1).astype(np.int32)
 
 
 def _resize(own: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, Array]:
@@ -240,6 +255,9 @@ RULES: dict[str, Rule] = {
     "LayerNormalization": _layernorm,
     "MaxPool": _maxpool,
     "AveragePool": _averagepool,
+    "Concat": _concat,
+    "Transpose": _transpose,
+    **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"), _reshape),
     "Resize": _resize,
     "Relu": _relu,
     "Sigmoid": _sigmoid,
