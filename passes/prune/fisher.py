@@ -18,6 +18,7 @@ from ...ir import Model, cost
 from ...ir.errors import PassError
 from ...runtime.feeds import Feeds
 from ...runtime.gradients import Gradients
+from ...runtime.loading import give_back
 from ..base import Context
 from .layers import Layer
 from .stats import Target, rows_of
@@ -43,6 +44,7 @@ def collect(
 ) -> dict[str, Fisher]:
     """By layer; empty where no gradient is known on the way to an output."""
     names = [t.name for t in heads(model)]
+    give_back()  # what the plan has put aside so far: activations of a whole feed and their gradients come now
     try:
         gradients = Gradients(model, names, [x.y for x in layers], ctx.workers)
         return _collect(gradients, layers, goals, _affordable(model, feeds), len(feeds), ctx)

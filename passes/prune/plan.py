@@ -11,6 +11,7 @@ import onnx_graphsurgeon as gs
 
 from ...ir import Model
 from ...ir.labels import Cells, join, stack
+from ...ir.spill import let_go
 from ...runtime import moments, unfold
 from ...runtime.contraction import contraction
 from ...runtime.feeds import Feeds
@@ -148,6 +149,7 @@ def emphasise(curves: Sequence[Curvature], goal: Mapping[str, Target], found: Ma
         if curve.node in found:
             variances = goal[curve.node].variances
             curve.emphasis = fisher.emphasis(found[curve.node].channels, variances, len(curve.weight))
+    let_go()  # the rows that variances have read
     for node, one in found.items():
         if one.places:
             goal[node].weights = fisher.weights(one.places)

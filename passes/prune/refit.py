@@ -14,6 +14,7 @@ import numpy as np
 from scipy.linalg import lapack
 
 from ...ir import Model
+from ...ir.spill import let_go
 from ...runtime.feeds import Feeds
 from ..bands import bands
 from ..base import Context
@@ -53,6 +54,7 @@ def refit(
         wave = waves[level]
         walk = march.to(level, list(dict.fromkeys(n for x in wave for n in (x.x, x.other) if n)))
         sums = against(wave, nodes, walk, goals, kept, ctx.memory_mb << 20)
+        let_go()  # the rows of this level's targets
         for layer in wave:
             intercept = layer.bias is not None
             found, bias, every = fitted(matrix(nodes[layer.node]), *sums.pop(layer.node), intercept, ridges)

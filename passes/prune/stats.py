@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ...ir import Model, edit
+from ...ir.spill import aside
 from ...runtime import unfold
 from ...runtime.contraction import picked_rows
 from ...runtime.feeds import Feeds
@@ -154,7 +155,15 @@ def targets(
             if layer.gates:
                 rows = _before_gates(layer, nodes, values, places, rows, found[layer.node])
             found[layer.node].add(places, rows, len(feeds))
+    _put_aside(found.values())
     return found
+
+
+def _put_aside(found: Iterable[Target]) -> None:
+    """Keep rows in a file that is mapped: they are most of a plan, and nobody reads them until the refit."""
+    every = iter(aside([r for target in found for r in target.rows]))
+    for target in found:
+        target.rows, target._room = [next(every) for _ in target.rows], None
 
 
 def _before_gates(
