@@ -25,7 +25,7 @@ from onnxslim_opt.passes.simplify import Simplify
 from onnxslim_opt.passes.target import Target
 from onnxslim_opt.runtime import feeds
 from onnxslim_opt.runtime.latency import Timings
-from run import Task, module, tasks
+from run import Task, module, runner, tasks
 
 from onnxslim_opt import ir
 
@@ -49,15 +49,7 @@ class Point:
 def judged(model: ir.Model, metric: Any) -> float:
     """The metric, by ONNX Runtime alone."""
     session = ort.InferenceSession(ir.to_bytes(model), providers=["CPUExecutionProvider"])
-    names, own = [o.name for o in session.get_outputs()], [i.name for i in session.get_inputs()]
-
-    def run(feed: dict[str, Any]) -> dict[str, Any]:
-        named = (
-            dict(zip(own, feed.values())) if len(own) == 1 else feed
-        )  # a task may say "x" where a model says "input"
-        return dict(zip(names, session.run(names, named)))
-
-    return float(metric(run))
+    return float(metric(runner(session)))
 
 
 def simplified(task: Task, data: Any) -> tuple[ir.Model, Context]:

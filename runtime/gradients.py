@@ -39,12 +39,9 @@ class Gradients:
         """Values of the heads, and of everything on the way."""
         return self.tap.run(feed)
 
-    def backward(self, values: Mapping[str, Any], seeds: Mapping[str, Array]) -> dict[str, Array]:
-        """Gradients of Σ seed · head at the wanted tensors, at these values."""
-        return dict(self.walk(dict(values), seeds))
-
-    def walk(self, values: dict[str, Any], seeds: Mapping[str, Array]) -> Iterator[tuple[str, Array]]:
-        """`backward`, each gradient as it is known, so that none need be kept; uses the values up."""
+    def backward(self, values: dict[str, Any], seeds: Mapping[str, Array]) -> Iterator[tuple[str, Array]]:
+        """(tensor, gradient of Σ seed · head there) for the wanted tensors, each as it is known, so that none need be
+        kept; uses the values up."""
         gradients: dict[str, Array] = {h: np.asarray(s, np.float32) for h, s in seeds.items()}
         for node, adjoint in reversed(self.adjoints):
             name = node.outputs[0].name

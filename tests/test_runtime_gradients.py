@@ -20,7 +20,7 @@ def _agrees(net: Net, x: str, head: str, feed: dict[str, np.ndarray], tolerance:
     grad = Gradients(model, [head], [x])
     values = grad.forward(feed)
     seed = rng.standard_normal(values[head].shape).astype(np.float32)
-    found = grad.backward(values, {head: seed})[x]
+    found = dict(grad.backward(values, {head: seed}))[x]
     assert found.shape == values_of.shape
     moved = model.copy()
     tensor = next(t for n in moved.graph.nodes for t in n.outputs if t.name == x)

@@ -78,7 +78,7 @@ def _back(
 ) -> Iterator[tuple[str, Array]]:
     """Gradients on one feed, by tensor; its activations are let go on the way, before those of the next come."""
     values = gradients.forward(feed)
-    return gradients.walk(values, {h: _signs(rng, values[h], v) for h, v in spread.items()})
+    return gradients.backward(values, {h: _signs(rng, values[h], v) for h, v in spread.items()})
 
 
 def _signs(rng: Any, value: Array, spread: float) -> Array:
