@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,9 +47,8 @@ class Pace:
         threads, timings = self.ctx.threads, self.ctx.timings
         own = timings.engine == "onnxruntime"
         if not latency.fit_together([before, after], self.ctx.memory_mb):
-            begin = self.session if own and self.session else partial(latency.start, threads=threads, timings=timings)
-            a, b = ((m, partial(begin, m)) for m in (before, after))
-            return latency.apart(a, b, self.feed, threads=threads, timings=timings)
+            make = self.session if own else None
+            return latency.apart(before, after, self.feed, make=make, threads=threads, timings=timings)
         both = self.pair(before, after) if own and self.pair else (before, after)
         return latency.compare(*both, self.feed, threads=threads, timings=timings)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -87,10 +88,11 @@ def fit_together(models: Sequence[Any], memory_mb: int) -> bool:
 
 
 def apart(
-    a: tuple[ModelLike, Callable[[], Session]],
-    b: tuple[ModelLike, Callable[[], Session]],
+    a: ModelLike,
+    b: ModelLike,
     feed: Mapping[str, Any],
     *,
+    make: Callable[[Any], Any] | None = None,
     threads: int = 1,
     timings: Timings | None = None,
     seconds: float = 2.0,
@@ -98,15 +100,16 @@ def apart(
 ) -> Latency:
     """`compare` for models that are too large to be in memory together: a, b, b, a, each loaded in its turn.
 
-    a, b: the model, and what makes its session (having let go of others). runs: samples a turn.
+    make: the session of a model, where making it means letting go of others; `start` when None. runs: samples a turn.
     """
-    digests = [digest(model) for model, _ in (a, b)]
+    digests = [digest(a), digest(b)]
+    begin = make or partial(start, threads=threads, timings=timings)
 
     def run() -> list[Any]:
         if digests[0] == digests[1]:
-            same = _turn(a[1], feed, runs, seconds)
+            same = _turn(partial(begin, a), feed, runs, seconds)
             return [float(np.median(same) * 1e3)] * 2 + [1.0, len(same)]
-        first, second, third, fourth = (_turn(maker, feed, runs, seconds / 4) for _, maker in (a, b, b, a))
+        first, second, third, fourth = (_turn(partial(begin, m), feed, runs, seconds / 4) for m in (a, b, b, a))
         pairs = np.array([*zip(first, second), *zip(fourth, third)])
         before, after = np.median(pairs, axis=0) * 1e3
         return [float(before), float(after), float(np.median(pairs[:, 0] / pairs[:, 1])), len(pairs)]

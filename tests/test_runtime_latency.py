@@ -44,20 +44,17 @@ def test_a_model_beside_itself_is_exactly_as_fast(models):
 def test_one_after_the_other_loads_each_in_its_turn_and_replays(models, tmp_path):
     loaded = []
 
-    def maker(model):
-        def make():
-            loaded.append(model)
-            return Session(model)
-
-        return model, make
+    def make(model):
+        loaded.append(model)
+        return Session(model)
 
     timings = Timings(tmp_path / "t.json")
-    result = latency.apart(maker(models[1]), maker(models[0]), FEED, timings=timings, seconds=0.5)
+    result = latency.apart(models[1], models[0], FEED, make=make, timings=timings, seconds=0.5)
     assert [models.index(m) for m in loaded] == [1, 0, 0, 1]
     assert result.speedup > 1.5 and result.before_ms > result.after_ms > 0 and result.runs >= 6
-    assert latency.apart(maker(models[1]), maker(models[0]), FEED, timings=timings) == result
+    assert latency.apart(models[1], models[0], FEED, make=make, timings=timings) == result
     assert len(loaded) == 4 and timings.replayed == 1
-    assert latency.apart(maker(models[0]), maker(models[0]), FEED, seconds=0.1).speedup == 1
+    assert latency.apart(models[0], models[0], FEED, make=make, seconds=0.1).speedup == 1
 
 
 def test_bench_any_number_and_in_any_form(models, tmp_path):

@@ -6,6 +6,7 @@ import math
 
 import onnx_graphsurgeon as gs
 
+from .. import equations
 from .facts import Facts, Quant, SizeOf, Weight
 
 
@@ -31,8 +32,7 @@ def _product_macs(node: gs.Node, sizes: SizeOf) -> int:
 
 def _einsum_macs(node: gs.Node, sizes: SizeOf) -> int:
     """Product of the sizes of all labels."""
-    equation = node.attrs.get("equation", "")
-    terms = str(equation).replace(" ", "").split("->")[0].split(",")
+    terms, _ = equations.split(node.attrs.get("equation", ""))
     labels: dict[str, int] = {}
     for term, tensor in zip(terms, node.inputs):
         shape = sizes(tensor)

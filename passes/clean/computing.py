@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from ...ir import edit
+from ...ir import edit, equations
 from ..operands import given_axes
 from ..rewrite import Rewriter, broadcast_keeps
 
@@ -72,9 +72,9 @@ def reduce(rw: Rewriter, node: gs.Node) -> Any:
 
 
 def einsum(rw: Rewriter, node: gs.Node) -> Any:
-    left, arrow, right = str(node.attrs.get("equation", "")).replace(" ", "").partition("->")
-    plain = len(node.inputs) == 1 and arrow and left == right and len(set(left)) == len(left)
-    return node.inputs[0] if plain and left.isalpha() else None
+    (term, *others), result = equations.split(node.attrs.get("equation", ""))
+    plain = not others and term == result and len(set(term)) == len(term)
+    return node.inputs[0] if plain and term.isalpha() else None
 
 
 def _filled(rw: Rewriter, tensor: Any, value: Any) -> bool:

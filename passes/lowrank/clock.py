@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -81,10 +80,9 @@ class Clock:
 
     def _in_turn(self, models: Sequence[Any]) -> tuple[float, float]:
         """Of two models that would take too much memory together."""
-        a, b = ((m, partial(latency.start, m, self.threads, self.timings)) for m in models)
         x = models[0].graph.inputs[0]
         feed = {x.name: np.random.default_rng(0).integers(0, 8, x.shape).astype(x.dtype)}
-        found = latency.apart(a, b, feed, threads=self.threads, timings=self.timings, seconds=4 * SECONDS)
+        found = latency.apart(*models, feed, threads=self.threads, timings=self.timings, seconds=4 * SECONDS)
         return found.before_ms, found.before_ms / found.speedup
 
 

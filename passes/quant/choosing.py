@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -163,13 +162,10 @@ def _alone(plan: Plan, model: Model, choice: Choice, ctx: Context) -> float:
     """How much faster than float one candidate is, with no session beside those two, or none at all."""
     made = build(plan, choice.nodes)
     if latency.fit_together([model, made], ctx.memory_mb):
-        other = latency.start(
-            made, ctx.threads, ctx.timings
-        )  # first, as it may be folded back to floats while it is loaded
+        other = latency.start(made, ctx.threads, ctx.timings)  # first: loading may fold it back to floats for a while
         pair = [latency.start(model, ctx.threads, ctx.timings), other]
         return latency.bench(pair, ctx.fit, threads=ctx.threads, timings=ctx.timings, seconds=2 * SECONDS)[1].speedup
-    before, after = ((m, partial(latency.start, m, ctx.threads, ctx.timings)) for m in (model, made))
-    return latency.apart(before, after, ctx.fit.first(), threads=ctx.threads, timings=ctx.timings).speedup
+    return latency.apart(model, made, ctx.fit.first(), threads=ctx.threads, timings=ctx.timings).speedup
 
 
 def _measured(plan: Plan, ctx: Context) -> measured.Costs:
