@@ -56,6 +56,8 @@ class Target:
     linear, computes, moves, folds: sets of operator types, by what the runtime does with them between
     dequantize and quantize: weighted integer kernels, other integer kernels, ops that only move integers, and
     activations that vanish into the op before them.
+    hands_out: operators whose integer kernels can hand out floats (activations among them: the kernel that they vanish
+        into); behind all others stands a quantize.
     residual: both inputs of a residual Add may be quantized (TensorRT wants one to stay as it is, and OpenVINO drops
         the rounding of what a convolution adds to, so that the file would not say what it computes).
     integer_biases: biases are int32 with the scale of the products (TensorRT takes only 8-bit integers to
@@ -77,6 +79,7 @@ class Target:
     computes: frozenset[str] = ORT_COMPUTES
     moves: frozenset[str] = ORT_MOVES
     folds: frozenset[str] = ORT_FOLDS
+    hands_out: frozenset[str] = frozenset({"MatMul", "Gemm"})
     residual: bool = True
     integer_biases: bool = True
     channel_multiple: int = 16
@@ -169,15 +172,16 @@ def _ort(isa: tuple[str, ...], name: str, native: bool = False) -> Target:
     )
 
 
+_OTHERS_LINEAR = LINEAR | {"ConvTranspose"}
 _TENSORRT = Target(
     name="tensorrt",
     runtime="tensorrt",
     activation="s8",
     symmetric=True,
-    linear=frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm"}),
+    linear=_OTHERS_LINEAR,
     computes=frozenset({"Add", "AveragePool", "GlobalAveragePool"}),
     moves=frozenset({"MaxPool", "Concat", "Resize", "Transpose", "Slice", "Reshape", "Flatten"}),
-    folds=frozenset({"Relu", "Clip"}),
+    hands_out=_OTHERS_LINEAR | ORT_FOLDS,
     residual=False,
     integer_biases=False,
     channel_multiple=32,
@@ -190,8 +194,9 @@ _OPENVINO = Target(
     name="openvino",
     runtime="openvino",
     activation="u8",
-    linear=frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm"}),
+    linear=_OTHERS_LINEAR,
     computes=frozenset({"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool"}),
+    hands_out=_OTHERS_LINEAR | ORT_FOLDS,
     residual=False,
     provider="OpenVINOExecutionProvider",
     native=False,

@@ -70,6 +70,22 @@ def test_openvino_adds_to_what_a_convolution_hands_over_unrounded():
     assert sorted(edit.producer(t).op for t in add.inputs) == ["Conv", "DequantizeLinear"]
 
 
+@pytest.mark.parametrize(("target", "rounded"), [("openvino", False), ("tensorrt", False), ("ort-cpu-vnni", True)])
+def test_what_only_floats_read_is_rounded_only_where_kernels_must_hand_out_integers(target, rounded):
+    """Convolution and activation that end in a float operator (Elu), and a second reader in integers."""
+    net = Net()
+    x = net.add("Relu", net.conv("x", 3, 8), out="r")
+    net.conv(x, 8, 8, out="y")
+    net.add("Elu", x, out="z")
+    model = net.model({"x": [1, 3, 12, 12]}, ["y", "z"])
+    new = quantized(model, images(), target)
+    (elu,) = [n for n in new.graph.nodes if n.op == "Elu"]
+    assert edit.producer(elu.inputs[0]).op == ("DequantizeLinear" if rounded else "Relu")
+    second = [n for n in new.graph.nodes if n.op == "Conv"][1]
+    assert edit.producer(second.inputs[0]).op == "DequantizeLinear"
+    assert sqnr(model, new, images(4)) > 20
+
+
 @pytest.mark.parametrize("target", ["openvino", "tensorrt"])
 def test_a_sum_that_stays_float_has_statistics_for_what_it_adds(target):
     model, ctx = cnn(), context(cnn(), images(), target)

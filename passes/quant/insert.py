@@ -13,7 +13,7 @@ import onnx_graphsurgeon as gs
 from ...ir import Model, edit, ops, order
 from .calibrate import Scale, to_scale
 from .eligible import activations, is_linear
-from .placement import Placement, makes_integers
+from .placement import Placement
 from .weights import Packed
 
 _INT32 = 2**31 - 1
@@ -147,7 +147,7 @@ def _pair(pool: Pool, tensor: Any, scale: Scale, placement: Placement) -> None:
     dq = edit.node(model, "DequantizeLinear", [integers, real, zero], None, [back], f"{name}_DQ")
     readers = [n for n in tensor.outputs if n is not q]
     edit.add(model.graph, q, dq)
-    if makes_integers(tensor, placement):
+    if name in placement.integers:
         edit.replace(model, tensor, back)
         edit.set_input(q, 0, tensor)
         return

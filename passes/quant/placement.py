@@ -38,10 +38,12 @@ class Decision:
 
 @dataclass(frozen=True)
 class Placement:
-    """nodes: names of the nodes that compute in integers; decisions: by tensor name, in graph order."""
+    """nodes: names of the nodes that compute in integers; decisions: by tensor name, in graph order; integers: names of
+    the tensors that a kernel hands out in integers, so that nobody reads them as floats."""
 
     nodes: frozenset[str]
     decisions: Mapping[str, Decision] = field(default_factory=dict)
+    integers: frozenset[str] = frozenset()
 
     def quantized(self) -> list[str]:
         """Names of the tensors that get a quantize/dequantize pair."""
@@ -113,16 +115,20 @@ def place(model: Model, nodes: Collection[str], target: Target) -> Placement:
     vanish = {id(r.inputs[0]): r for r in folded.values()}
     union, bounds = _Union(), {r.outputs[0].name: bounds_of(r) for r in folded.values()}
     wanted: dict[str, tuple[str, str]] = {}
+    integers: set[str] = set()
     for node in chosen:
         for k in activations(node):
             if isinstance(node.inputs[k], gs.Variable) and id(node.inputs[k]) not in vanish:
                 wanted.setdefault(node.inputs[k].name, ("own", f"read by {node.op} {node.name}"))
-        if id(node.outputs[0]) not in vanish and _needs_quantized_output(node, names):
+        if id(node.outputs[0]) not in vanish and _needs_quantized_output(node, names, target):
+            integers.add(node.outputs[0].name)
             wanted[node.outputs[0].name] = _output_decision(node)
             if moves(node):
                 _share(node, union, bounds)
     for reader in folded.values():
-        wanted[reader.outputs[0].name] = ("own", f"{reader.op} {reader.name} folds into its range")
+        if _needs_quantized_output(reader, names, target):
+            integers.add(reader.outputs[0].name)
+            wanted[reader.outputs[0].name] = ("own", f"{reader.op} {reader.name} folds into its range")
     inside = {} if target.residual else _residuals(chosen, wanted)
     wanted = {n: w for n, w in wanted.items() if n not in inside}
     decisions = {}
@@ -135,7 +141,7 @@ def place(model: Model, nodes: Collection[str], target: Target) -> Placement:
         elif id(tensor) in vanish:
             why = f"inside the fused kernel, before {vanish[id(tensor)].name}"
             decisions[tensor.name] = Decision(tensor.name, "float", why)
-    return Placement(names, decisions)
+    return Placement(names, decisions, frozenset(integers & set(wanted)))
 
 
 def _residuals(chosen: Iterable[gs.Node], wanted: Mapping[str, tuple[str, str]]) -> dict[str, gs.Node]:
@@ -159,24 +165,12 @@ def _decide(name: str, how: str, reason: str, group: str) -> Decision:
     return Decision(name, how, reason, group)
 
 
-def _needs_quantized_output(node: gs.Node, names: Collection[str]) -> bool:
-    """MatMul and Gemm have kernels that hand out floats; every other integer kernel needs a quantize behind it."""
-    if node.op not in ("MatMul", "Gemm"):
+def _needs_quantized_output(node: gs.Node, names: Collection[str], target: Target) -> bool:
+    """Whether a quantize must follow: the kernel cannot hand out floats, or all that read its output are integers."""
+    if node.op not in target.hands_out:
         return True
     readers = node.outputs[0].outputs
     return bool(readers) and all(r.name in names for r in readers)
-
-
-def makes_integers(tensor: Any, placement: Placement) -> bool:
-    """Whether a kernel hands the tensor out in integers: its maker, or what its maker folds into, is placed so."""
-    maker = tensor.inputs[0] if tensor.inputs else None
-    if maker is None:
-        return False
-    if maker.name in placement.nodes:
-        return _needs_quantized_output(maker, placement.nodes)
-    before = maker.inputs[0] if maker.inputs else None
-    decision = None if before is None else placement.decisions.get(before.name)
-    return decision is not None and decision.how == "float"
 
 
 def _output_decision(node: gs.Node) -> tuple[str, str]:
