@@ -254,7 +254,7 @@ def test_nothing_is_split_that_saves_no_time(monkeypatch):
 def test_what_loses_in_integers_is_refused_when_quant_follows(monkeypatch):
     model, seen = mlp(), []
 
-    def time_models(models, **options):
+    def time_models(models, feeds, **options):
         ops = {n.op for m in models for n in ir.from_bytes(m).graph.nodes}
         seen.append("QuantizeLinear" in ops)
         return [0.3, 0.29] if "QuantizeLinear" in ops else [1.0, 0.6]
@@ -386,7 +386,7 @@ def test_a_batch_is_timed_on_few_of_its_samples():
     layer = read(gs_conv((64, 64, 3, 3)), (50, 64, 32, 32))
     seen = []
 
-    def time_models(models, **options):
+    def time_models(models, feeds, **options):
         seen.extend(m.inputs[0].shape[0] for m in map(ir.from_bytes, models))
         return [1.0, 0.5]
 

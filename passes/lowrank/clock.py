@@ -30,6 +30,7 @@ from .views import View, known
 SECONDS = 0.1  # for one pair; the median of pairwise ratios settles sooner where the machine is quiet
 SLOW_MACS = 3e8  # tens of milliseconds: three pairs say as much as seven short ones
 ENOUGH_MACS = 1e8  # a batch is cut to samples that make as much: from there on the time of a sample stays the same
+HELD = 4  # copies of inputs and outputs in two sessions: as they are, and blocked as kernels like them
 LITTLE = 4 << 20  # bytes of weights that may be held several times over
 OPSET, IR_VERSION = 13, 8  # Conv, MatMul and Gemm have not changed since
 
@@ -66,11 +67,16 @@ class Clock:
         shape = _shape(layer), integers is None
         if shape not in self.whole:
             self.whole[shape] = _model(layer, [layer.whole], integers)
-        slow, models = layer.macs > SLOW_MACS, [self.whole[shape], _model(layer, stages, integers)]
-        if not latency.fit_together(models, self.memory_mb):
-            return self._in_turn(models)
+        slow, models = layer.macs > SLOW_MACS, (self.whole[shape], _model(layer, stages, integers))
+        feed = {"x": np.random.default_rng(0).integers(0, 8, layer.size, np.int8).astype(layer.dtype)}
+        if not self._fit_together(layer, models):
+            found = latency.apart(
+                models[0], models[1], feed, threads=self.threads, timings=self.timings, seconds=4 * SECONDS
+            )
+            return found.before_ms, found.before_ms / found.speedup
         before, after = latency.time_models(
             models,
+            [feed, feed],
             threads=self.threads,
             timings=self.timings,
             seconds=SECONDS,
@@ -78,12 +84,11 @@ class Clock:
         )
         return before, after
 
-    def _in_turn(self, models: Sequence[Any]) -> tuple[float, float]:
-        """Of two models that would take too much memory together."""
-        x = models[0].graph.inputs[0]
-        feed = {x.name: np.random.default_rng(0).integers(0, 8, x.shape).astype(x.dtype)}
-        found = latency.apart(*models, feed, threads=self.threads, timings=self.timings, seconds=4 * SECONDS)
-        return found.before_ms, found.before_ms / found.speedup
+    def _fit_together(self, layer: Layer, models: Sequence[Any]) -> bool:
+        """Whether sessions of both may be in memory at once; moments of all layers are there as well."""
+        elements = math.prod(layer.size) + layer.macs * layer.outputs // layer.weight.size
+        activations = HELD * elements * np.dtype(layer.dtype).itemsize
+        return activations <= (self.memory_mb << 20) // 4 and latency.fit_together(models, self.memory_mb)
 
 
 def _model(layer: Layer, stages: Sequence[Stage], integers: Target | None) -> ModelLike:

@@ -93,7 +93,7 @@ class Quant(LossyPass):
             why = _no_gain(choice)
             ctx.note(f"quant: {why}; weights are stored in 8 bits" if self.store else f"quant: {why}")
             return self._stored(model, plan, strength, ctx, why)
-        return self._computed(model, plan, choice, ctx)
+        return self._computed(model, plan, choice, strength, ctx)
 
     def _settings(self, target: Target) -> Settings:
         kind = target.activation if self.types == "auto" else self.types[:2]
@@ -131,8 +131,8 @@ class Quant(LossyPass):
         reason = (Skip("", why),) if why else ()
         return PassResult(bool(did), did, (*reason, *skips, *plan.skips), {"candidates": plan.table})
 
-    def _computed(self, model: Model, plan: Plan, choice: Choice, ctx: Context) -> PassResult:
-        """Integer kernels at the chosen nodes, storage for the rest."""
+    def _computed(self, model: Model, plan: Plan, choice: Choice, strength: float, ctx: Context) -> PassResult:
+        """Integer kernels at the chosen nodes, storage for the rest, with less noise in both at less strength."""
         assert plan.base is not None and plan.stats is not None
         fresh, before = choosing.start(plan, choice.nodes), model.opset
         model.graph, model.header = fresh.graph, fresh.header
@@ -150,7 +150,7 @@ class Quant(LossyPass):
                 lambda n: self._excluded(n, ctx),
                 loud=loud,
                 rounded=rounded,
-                floor_db=self.floor,
+                floor_db=self.floor - 20 * math.log10(strength),  # as `choose` leaves amplitudes of noise
             )
             did, skips = did | counts, (*skips, *more)
         if model.opset != before:
