@@ -20,7 +20,7 @@ from onnxslim_opt.passes.lowrank import LowRank, assemble, choose, planning
 from onnxslim_opt.passes.lowrank.choose import Option
 from onnxslim_opt.passes.lowrank.clock import Clock, alone
 from onnxslim_opt.passes.lowrank.integers import quantized
-from onnxslim_opt.passes.lowrank.layer import read
+from onnxslim_opt.passes.lowrank.layer import Stage, read
 from onnxslim_opt.passes.lowrank.lowrank import FORMS
 from onnxslim_opt.passes.lowrank.refit import Done, by_level
 from onnxslim_opt.passes.target import Target
@@ -255,6 +255,7 @@ def test_what_loses_in_integers_is_refused_when_quant_follows(monkeypatch):
     model, seen = mlp(), []
 
     def time_models(models, feeds, **options):
+        assert all(Session(m).run(f) for m, f in zip(models, feeds, strict=True))
         ops = {n.op for m in models for n in ir.from_bytes(m).graph.nodes}
         seen.append("QuantizeLinear" in ops)
         return [0.3, 0.29] if "QuantizeLinear" in ops else [1.0, 0.6]
@@ -395,6 +396,19 @@ def test_a_batch_is_timed_on_few_of_its_samples():
         before, after = Clock(1, Timings()).pair(layer, [layer.whole])
     assert seen == [3, 3]  # 38 million MACs a sample
     assert (before, after) == (pytest.approx(50 / 3), pytest.approx(25 / 3))
+
+
+@pytest.mark.parametrize("integers", [None, Target.named("ort-cpu-vnni"), Target.named("ort-cpu-arm")])
+@pytest.mark.parametrize("memory_mb", [512, 1], ids=["together", "apart"])
+def test_layers_run_on_their_feeds_and_large_ones_one_after_the_other(integers, memory_mb, monkeypatch):
+    layer = read(gs_conv((16, 32, 3, 3)), (1, 32, 32, 32))  # 128 KB in, 64 KB out
+    loaded = []
+    monkeypatch.setattr(latency, "start", lambda model, *a, **k: loaded.append(model) or Session(model))
+    wide = Stage(np.eye(16, dtype=np.float32)[:, :, None, None])
+    before, after = Clock(1, None, integers, memory_mb).pair(layer, [layer.whole, wide])
+    assert before > 0 and after > 0
+    runs = 1 if integers is None else 2
+    assert len(loaded) == runs * (2 if memory_mb == 512 else 4)
 
 
 def gs_conv(shape):

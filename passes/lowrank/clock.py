@@ -23,7 +23,7 @@ from ...runtime.loading import ModelLike, size
 from ..bands import bands
 from ..target import Target
 from . import emit, heads
-from .integers import quantized
+from .integers import SOURCE, kind_of, quantized
 from .layer import Layer, Stage
 from .views import View, known
 
@@ -68,7 +68,7 @@ class Clock:
         if shape not in self.whole:
             self.whole[shape] = _model(layer, [layer.whole], integers)
         slow, models = layer.macs > SLOW_MACS, (self.whole[shape], _model(layer, stages, integers))
-        feed = {"x": np.random.default_rng(0).integers(0, 8, layer.size, np.int8).astype(layer.dtype)}
+        feed = _feed(layer, integers)
         if not self._fit_together(layer, models):
             found = latency.apart(
                 models[0], models[1], feed, threads=self.threads, timings=self.timings, seconds=4 * SECONDS
@@ -99,6 +99,13 @@ def _model(layer: Layer, stages: Sequence[Stage], integers: Target | None) -> Mo
         return ir.to_bytes(model)
     spill(model)
     return model
+
+
+def _feed(layer: Layer, integers: Target | None) -> dict[str, np.ndarray]:
+    """One input for both little models: any values will do."""
+    values = np.random.default_rng(0).integers(0, 8, layer.size, np.int8)
+    name, kind = ("x", layer.dtype) if integers is None else (SOURCE, kind_of(integers))
+    return {name: values.astype(kind, copy=False)}
 
 
 def _fewer(layer: Layer) -> tuple[Layer, float]:

@@ -11,7 +11,13 @@ import onnx_graphsurgeon as gs
 from ...ir import Model, edit, order
 from ..target import Target
 
+SOURCE = "integers_in"
 ACTIVATION = np.float32(1 / 32)  # any scale will do: time does not depend on it
+
+
+def kind_of(target: Target) -> Any:
+    """The integer type of activations."""
+    return np.dtype(np.uint8 if target.activation == "u8" else np.int8)
 
 
 def quantized(model: Model, target: Target) -> Model:
@@ -19,11 +25,11 @@ def quantized(model: Model, target: Target) -> Model:
 
     The model (edited in place) must be nothing but this chain, with one float input and output.
     """
-    kind = np.dtype(np.uint8 if target.activation == "u8" else np.int8)
+    kind = kind_of(target)
     zero = edit.constant(model, "zero", np.asarray(128 if kind == np.uint8 else 0, kind))
     scale = edit.constant(model, "scale", ACTIVATION)
     graph, x, y = model.graph, model.graph.inputs[0], model.graph.outputs[0]
-    source = edit.variable(model, "integers_in", kind, list(x.shape))
+    source = edit.variable(model, SOURCE, kind, list(x.shape))
     links = list(graph.nodes)
     edit.add(graph, edit.node(model, "DequantizeLinear", [source, scale, zero], None, [x]))
     for node in links:
