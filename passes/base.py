@@ -6,6 +6,7 @@ edits the model in place and says what it did and what it left alone, with reaso
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -54,6 +55,7 @@ class Context:
     exclude: node names matching are left alone by lossy passes.
     threads: of timed sessions. jobs: cores to work on where nothing is timed (see `workers`).
     follows: names of the passes that come after the running one.
+    own_db: output SQNR that the running pass may fall to by itself, where the user gave a limit; -inf where not.
     """
 
     target: Target
@@ -68,6 +70,7 @@ class Context:
     jobs: int = 1
     exclude: re.Pattern[str] | None = None
     follows: tuple[str, ...] = ()
+    own_db: float = -math.inf
     on_note: Callable[[str], None] = lambda text: None
     on_progress: Callable[[Iterable[Any], str, int | None], Iterable[Any]] = lambda items, label, total: items
 

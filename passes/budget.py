@@ -88,6 +88,12 @@ def share_db(limit: float, now: float, left: int) -> float:
     return limit if used >= total else decibel(used + (total - used) / left)
 
 
+def own_db(limit: float, now: float) -> float:
+    """The SQNR of the noise that takes a model from `now` to `limit`; -inf where it is below the limit already."""
+    spare = noise(limit) - noise(now)
+    return decibel(spare) if spare > 0 else -math.inf
+
+
 def share_drop(limit: float, now: float, left: int) -> float:
     """The drop that leaves `left - 1` later passes the same share of what remains."""
     return limit if now >= limit else now + (limit - now) / left

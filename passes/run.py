@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from .base import Context, LossyPass, Pass
-from .budget import LOSSLESS_DB, Allowance, Spent, allowance
+from .budget import LOSSLESS_DB, Allowance, Spent, allowance, own_db
 from .judge import Judge
 from .pace import Pace
 from .pipeline import Event, Observer, following
@@ -180,6 +180,8 @@ class Run:
         granted = self.granted.get(len(self.steps))
         allowed = granted or allowance(p, later, self.spent(), self.judge.limits, real)
         step.allowed = allowed
+        if self.judge.limits.min_sqnr is not None and allowed.sqnr_db is not None:
+            ctx = replace(ctx, own_db=own_db(allowed.sqnr_db, self.spent().sqnr_db))
         outcome = Solver(p, self.model, ctx, self.judge, self.pace, allowed).solve()
         step.reason, step.tried = outcome.reason, tuple(outcome.tried)
         if outcome.result is not None:

@@ -411,6 +411,21 @@ def test_layers_run_on_their_feeds_and_large_ones_one_after_the_other(integers, 
     assert len(loaded) == runs * (2 if memory_mb == 512 else 4)
 
 
+def test_a_large_image_is_timed_on_a_strip():
+    layer = read(gs_conv((8, 8, 3, 3)), (1, 8, 2048, 256))  # 16 MB in and out, 128 MB in two sessions
+    seen = []
+
+    def time_models(models, feeds, **options):
+        seen.extend(feeds[0]["x"].shape[2:] for _ in models)
+        return [1.0, 0.5]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(latency, "time_models", time_models)
+        before, after = Clock(1, Timings(), memory_mb=64).pair(layer, [layer.whole])
+    assert seen == [(256, 256)] * 2
+    assert (before, after) == (pytest.approx(8), pytest.approx(4))
+
+
 def gs_conv(shape):
     x, y = gs.Variable("x", np.float32), gs.Variable("y", np.float32)
     return gs.Node("Conv", "c", {"pads": [1, 1, 1, 1]}, [x, gs.Constant("w", np.ones(shape, np.float32))], [y])

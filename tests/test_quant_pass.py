@@ -109,6 +109,32 @@ def test_the_loudest_tensors_are_left_float_to_hold_the_floor():
     assert "dB alone" in plan.describe()
 
 
+def test_what_the_user_limits_is_aimed_at_from_the_start():
+    """A limit above the floor is a floor: fewer layers in integers, at full strength."""
+    model = cnn()
+    ctx = context(model, images(24))
+    placed = [
+        run(model, replace(ctx, own_db=limit), compute="all", floor=floor)[1].details["placement"]
+        for limit, floor in ((-np.inf, 25.0), (20.0, 25.0), (54.0, 25.0), (-np.inf, 55.5))
+    ]
+    assert placed[0] == placed[1] != placed[2] == placed[3]
+
+
+def test_stored_weights_grow_quiet_with_the_strength():
+    """Layers beside integer kernels are stored finer the less noise is allowed."""
+    net = Net()
+    kernel = net.const((net.rng.standard_normal((32, 8, 3, 3)) / 17).astype(np.float32))
+    net.add("ConvTranspose", net.add("Relu", net.conv("x", 3, 32, out="a")), kernel, out="y")  # no integer kernel
+    model = net.model({"x": [1, 3, 12, 12]}, ["y"])
+    ctx, p = context(model, images()), Quant(compute="all")
+    plan, kinds = p.plan(model, ctx), []
+    for strength in (1.0, 0.03):
+        new = model.copy()
+        p.apply(new, plan, strength, ctx)
+        kinds.append({str(t.values.dtype) for n, t in new.constants().items() if "_int" in n})
+    assert kinds == [{"int8"}, {"int16"}]
+
+
 def masked(width=16):
     """Attention whose scores get the least float added where `mask` is 0: inputs x [1, 8, 16], mask [1, 8]."""
     net = Net()

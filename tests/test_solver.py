@@ -54,6 +54,8 @@ def test_shares_add_up_to_the_limit():
     assert now == pytest.approx(20.0)
     assert budget.share_db(20.0, math.inf, 2) == pytest.approx(23.01, abs=0.01)
     assert budget.share_db(20.0, 15.0, 2) == 20.0, "once it is passed, the limit itself"
+    assert budget.decibel(budget.noise(25.0) + budget.noise(budget.own_db(20.0, 25.0))) == pytest.approx(20.0)
+    assert budget.own_db(20.0, math.inf) == pytest.approx(20.0) and budget.own_db(20.0, 15.0) == -math.inf
     assert budget.share_drop(0.03, 0.0, 3) == pytest.approx(0.01)
     assert budget.share_drop(0.03, 0.01, 2) == pytest.approx(0.02)
 

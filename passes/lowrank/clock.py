@@ -24,12 +24,13 @@ from ..bands import bands
 from ..target import Target
 from . import emit, heads
 from .integers import SOURCE, kind_of, quantized
-from .layer import Layer, Stage
+from .layer import CONVOLUTIONS, Layer, Stage
 from .views import View, known
 
 SECONDS = 0.1  # for one pair; the median of pairwise ratios settles sooner where the machine is quiet
 SLOW_MACS = 3e8  # tens of milliseconds: three pairs say as much as seven short ones
 ENOUGH_MACS = 1e8  # a batch is cut to samples that make as much: from there on the time of a sample stays the same
+STRIP = 64  # rows of an image that are kept at least: its borders must not count
 HELD = 4  # copies of inputs and outputs in two sessions: as they are, and blocked as kernels like them
 LITTLE = 4 << 20  # bytes of weights that may be held several times over
 OPSET, IR_VERSION = 13, 8  # Conv, MatMul and Gemm have not changed since
@@ -53,7 +54,7 @@ class Clock:
 
     def pair(self, layer: Layer, stages: Sequence[Stage]) -> tuple[float, float]:
         """(layer, chain) in milliseconds a run, in pairs; in the precision in which the chain saves less."""
-        layer, times = _fewer(layer)
+        layer, times = _fewer(layer, self._room)
         key = (_shape(layer), tuple((s.weight.shape, s.axes, s.group) for s in stages))
         if key not in self.known:
             found = [self._time(layer, stages, None)]
@@ -84,11 +85,14 @@ class Clock:
         )
         return before, after
 
+    @property
+    def _room(self) -> int:
+        """Bytes for activations: the moments of all layers are there as well."""
+        return (self.memory_mb << 20) // 4
+
     def _fit_together(self, layer: Layer, models: Sequence[Any]) -> bool:
-        """Whether sessions of both may be in memory at once; moments of all layers are there as well."""
-        elements = math.prod(layer.size) + layer.macs * layer.outputs // layer.weight.size
-        activations = HELD * elements * np.dtype(layer.dtype).itemsize
-        return activations <= (self.memory_mb << 20) // 4 and latency.fit_together(models, self.memory_mb)
+        """Whether sessions of both may be in memory at once."""
+        return _held(layer) <= self._room and latency.fit_together(models, self.memory_mb)
 
 
 def _model(layer: Layer, stages: Sequence[Stage], integers: Target | None) -> ModelLike:
@@ -108,11 +112,22 @@ def _feed(layer: Layer, integers: Target | None) -> dict[str, np.ndarray]:
     return {name: values.astype(kind, copy=False)}
 
 
-def _fewer(layer: Layer) -> tuple[Layer, float]:
-    """The layer on as few samples of its batch as tell its time, and how many times as many there are."""
+def _held(layer: Layer) -> int:
+    """Bytes of inputs and outputs in two sessions."""
+    elements = math.prod(layer.size) + layer.macs * layer.outputs // layer.weight.size
+    return HELD * elements * np.dtype(layer.dtype).itemsize
+
+
+def _fewer(layer: Layer, room: int) -> tuple[Layer, float]:
+    """The layer on as few samples of its batch as tell its time, of images too large for `room` bytes on a strip; and
+    how many times as much there is."""
     batch = layer.size[0]
     kept = min(batch, max(1, math.ceil(ENOUGH_MACS * batch / max(layer.macs, 1))))
-    return replace(layer, size=(kept, *layer.size[1:])), batch / kept
+    cut = replace(layer, size=(kept, *layer.size[1:]))
+    if layer.op in CONVOLUTIONS and _held(cut) > room:
+        rows = max(STRIP, cut.size[2] * room // _held(cut))
+        cut = replace(cut, size=(*cut.size[:2], min(rows, cut.size[2]), *cut.size[3:]))
+    return cut, layer.macs / max(cut.macs, 1)
 
 
 def _shape(layer: Layer) -> tuple[Any, ...]:

@@ -19,6 +19,9 @@ from .overrides import Overrides
 from .planning import Choice, Plan
 from .statistics import Settings
 
+COMPUTED, STORED = 1.5, 6.0
+"""dB above a limit on SQNR that integer kernels and stored weights aim at: together they meet it, elsewhere too."""
+
 
 def _option(default: Any, text: str, **more: Any) -> Any:
     return field(default=default, metadata={"help": text, **more})
@@ -88,12 +91,16 @@ class Quant(LossyPass):
         """Integer kernels for all but the loudest 1 - strength of tensors, where that pays; else storage."""
         if plan.base is None:
             return self._stored(model, plan, strength, ctx, plan.why)
-        choice = choosing.choose(plan, model, ctx, self.compute, self.floor, round(1.0 - strength, 6))
+        choice = choosing.choose(plan, model, ctx, self.compute, self._level(ctx, COMPUTED), round(1.0 - strength, 6))
         if not choice.nodes:
             why = _no_gain(choice)
             ctx.note(f"quant: {why}; weights are stored in 8 bits" if self.store else f"quant: {why}")
             return self._stored(model, plan, strength, ctx, why)
         return self._computed(model, plan, choice, strength, ctx)
+
+    def _level(self, ctx: Context, above: float) -> float:
+        """dB of output SQNR to hold: the floor, or so much above a limit on SQNR that comes to more."""
+        return max(self.floor, ctx.own_db + above)
 
     def _settings(self, target: Target) -> Settings:
         kind = target.activation if self.types == "auto" else self.types[:2]
@@ -127,7 +134,8 @@ class Quant(LossyPass):
             undone = clips.undone(model, plan.factors)
             equalise.apply(model, undone)
             rounded = clips.known(model, undone, rounded)
-            did, skips = storage.store(model, (), lambda n: self._excluded(n, ctx), strength, loud, rounded, self.floor)
+            level = self._level(ctx, COMPUTED)
+            did, skips = storage.store(model, (), lambda n: self._excluded(n, ctx), strength, loud, rounded, level)
         reason = (Skip("", why),) if why else ()
         return PassResult(bool(did), did, (*reason, *skips, *plan.skips), {"candidates": plan.table})
 
@@ -150,7 +158,7 @@ class Quant(LossyPass):
                 lambda n: self._excluded(n, ctx),
                 loud=loud,
                 rounded=rounded,
-                floor_db=self.floor - 20 * math.log10(strength),  # as `choose` leaves amplitudes of noise
+                floor_db=self._level(ctx, STORED) - 20 * math.log10(strength),  # as `choose` leaves amplitudes of noise
             )
             did, skips = did | counts, (*skips, *more)
         if model.opset != before:
