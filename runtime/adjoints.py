@@ -183,13 +183,20 @@ def _averagepool(own: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int
 
 
 def _move(own: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, Array]:
-    found = {}
+    found, given = {}, tuple(map(_what_moves, x))
     for k in own.wanted:
-        key = (k, *(np.shape(a) for a in x))
-        if key not in own.kept:
-            own.kept[key] = _positions(own, x, k)
-        found[k] = np.bincount(own.kept[key], g.reshape(-1), x[k].size + 1)[1:]
+        known, places = own.kept.get(k, (None, None))
+        if known != given:
+            places = _positions(own, x, k)
+            own.kept[k] = given, places
+        found[k] = np.bincount(places, g.reshape(-1), x[k].size + 1)[1:]
     return found
+
+
+def _what_moves(a: Any) -> Any:
+    """What positions depend on: the shape of data, and indices, bounds or shapes themselves."""
+    array = np.asarray(a)
+    return array.shape if array.dtype.kind == "f" else (array.shape, None if a is None else array.tobytes())
 
 
 def _concat(own: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, Array]:

@@ -114,7 +114,7 @@ def apart(
         before, after = np.median(pairs, axis=0) * 1e3
         return [float(before), float(after), float(np.median(pairs[:, 0] / pairs[:, 1])), len(pairs)]
 
-    key = Timings.key("one after the other", digests, threads, [{n: list(np.shape(v)) for n, v in feed.items()}])
+    key = Timings.key("one after the other", digests, threads, [_shapes(feed)])
     before, after, speedup, count = run() if timings is None else timings.measure(key, run)
     return Latency(before, after, speedup, count, threads)
 
@@ -198,9 +198,14 @@ def _measured(
         rows = dict(zip(unique, _in_turns(list(unique.values()), seconds, min_runs, max_runs)))
         return [rows[d] for d in digests]  # the same content is the same speed, whatever the clock says
 
-    shapes = None if feeds is None else [{n: list(np.shape(v)) for n, v in f.items()} for f in feeds]
+    shapes = None if feeds is None else [_shapes(f) for f in feeds]
     key = Timings.key("in turns", digests, threads, shapes)
     return run() if timings is None else timings.measure(key, run)
+
+
+def _shapes(feed: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a feed time depends on; of a sequence, the shapes in it."""
+    return {n: [list(np.shape(a)) for a in v] if isinstance(v, list) else list(np.shape(v)) for n, v in feed.items()}
 
 
 def _in_turns(

@@ -2,7 +2,7 @@
 
 For a Conv, Gemm or MatMul with weight W and unfolded input rows x (see `unfold`): mean E[x] and H = E[x xᵀ], grouped
 convolutions per group. Rows are subsampled per feed (seeded; the same rows for the same layer and feed). Products
-are float32 GEMMs over at most 1,024 rows, accumulated in float64: relative error about 1e-6.
+are float32 GEMMs over 1,024 rows or what one feed brings, accumulated in float64: relative error about 1e-6.
 
 Memory: layers are taken in waves, in the order of the graph, whose matrices (8·K² bytes each, or 4·rows·K for a
 thin factor) and whose inputs on one feed stay under half of `memory_mb` each; a layer beyond that goes alone. `stream`

@@ -139,8 +139,8 @@ def collect(
 
 def plan(model: Model, names: Iterable[str], feeds: Any, memory_mb: int) -> list[list[str]]:
     """Waves in the order of the graph, so that the early ones run only the front of the model."""
-    wanted = set(names)
-    unknown = [n for n in names if n not in (known := outer_tensors(model))]
+    wanted, known = set(names), outer_tensors(model)
+    unknown = [n for n in names if n not in known]
     ordered = [*unknown, *(n for n in known if n in wanted)] if wanted else []
     if not ordered:
         return []

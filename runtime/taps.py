@@ -70,13 +70,15 @@ class Tap:
         """{name: value} on one feed."""
         found = dict(self.session.run(feed)) if self.session is not None else {}
         for name in self.direct:
-            found[name] = feed[name] if name in feed else self._default(name)
+            found[name] = given(feed, name, self.defaults)
         found.update((n, t.values) for n, t in self.constants.items())
         return {n: found[n] for n in self.names}
 
-    def _default(self, name: str) -> Any:
-        value: Any = self.defaults.get(name)
-        return value.load() if hasattr(value, "load") else value
+
+def given(feed: Mapping[str, Any], name: str, defaults: Mapping[str, Any]) -> Any:
+    """An input's value on one feed, which may leave out those that have a default."""
+    value: Any = feed[name] if name in feed else defaults.get(name)
+    return value.load() if hasattr(value, "load") else value
 
 
 def waves(names: Iterable[str], sizes: Mapping[str, int], budget: int) -> list[list[str]]:

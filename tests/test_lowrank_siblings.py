@@ -75,11 +75,10 @@ def test_joint_split_is_exact_at_full_rank_and_shares_its_first_factor(op, monke
     layers = siblings.bundled([read(n, (40, WIDTH)) for n in candidates(model)])
     assert [layer.names for layer in layers] == [("p0", "p1", "p2"), ("later",)]
     joint, copy = layers[0], model.copy()
-    nodes = {n.name: n for n in copy.graph.nodes}
     form = FORMS["svd"]
     factors = form.start(joint, form.full(joint), Norm.identity(WIDTH))
     factors = [np.linalg.lstsq(factors[1].T, joint.flat.T, rcond=None)[0].T, factors[1]]
-    again = siblings.again(nodes, joint.names, joint.size)
+    again = siblings.again(copy, joint.names, joint.size)
     lasts = siblings.put(copy, again, form.chain(again, factors), np.zeros(sum(OUTPUTS)), "svd")
     ir.order.sort(copy)
     ir.verify.check(copy)

@@ -248,11 +248,14 @@ class Spatial(Form):
 
     def start(self, layer: Layer, rank: Rank, norm: Norm) -> list[Array]:
         outer, inner = self.shapes(layer, rank)
+        kept = norm.marginal(layer.unfolded, (0, *(a + 1 for a in self.split(layer)[0])))
+        return [np.zeros(outer), rowspace(self.unfolded(layer), kept, rank[0]).reshape(inner)]
+
+    def unfolded(self, layer: Layer) -> Array:
+        """The weight as a matrix: outputs and the second part of its axes by inputs and the first."""
         one, two = self.split(layer)
         order = (0, *(a + 2 for a in two), 1, *(a + 2 for a in one))
-        matrix = layer.weight.transpose(order).reshape(layer.outputs * math.prod(outer[2:]), -1)
-        rows = rowspace(matrix, norm.marginal(layer.unfolded, (0, *(a + 1 for a in one))), rank[0])
-        return [np.zeros(outer), rows.reshape(inner)]
+        return layer.weight.transpose(order).reshape(layer.outputs * math.prod(layer.kernel[a] for a in two), -1)
 
     def stages(self, layer: Layer, factors: Sequence[Array]) -> list[Stage]:
         outer, inner = factors

@@ -32,6 +32,11 @@ def trials(
     return found
 
 
+def widest(found: Sequence[Rank]) -> Rank:
+    """The rank that serves every group, from what each of them needs."""
+    return tuple(map(max, zip(*found)))
+
+
 def factors(layer: Layer, norms: Sequence[Norm], trial: Trial) -> list[Array]:
     """Factors of an option, [group, ...] where there are several groups."""
     form, rank = trial.form, trial.rank

@@ -7,7 +7,7 @@ one layer of the chain that replaces it.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -221,12 +221,13 @@ def _outputs(tensor: gs.Constant, place: ops.Weight) -> int:
     return int(tensor.shape[place.out_axis]) // (1 if place.transposed else place.groups)
 
 
-def read(node: gs.Node, size: Sequence[int]) -> Layer:
-    """The normal form of a node that `refusal` has passed; `size` is the shape of its input."""
+def read(node: gs.Node, size: Sequence[int], results: Collection[int] = ()) -> Layer:
+    """The normal form of a node that `refusal` has passed; `size` is the shape of its input; results: `id` of the
+    model's outputs, which no Add behind them may put right."""
     size = tuple(int(d) for d in size)
     if node.op in CONVOLUTIONS:
         return _conv(node, size)
-    return _gemm(node, size) if node.op == "Gemm" else _matmul(node, size)
+    return _gemm(node, size) if node.op == "Gemm" else _matmul(node, size, id(node.outputs[0]) in results)
 
 
 def _conv(node: gs.Node, size: tuple[int, ...]) -> Layer:
@@ -272,10 +273,10 @@ def _row(bias: Array, outputs: int) -> Array | None:
     return np.array(np.broadcast_to(bias.reshape(-1), (outputs,)))
 
 
-def _matmul(node: gs.Node, size: tuple[int, ...]) -> Layer:
+def _matmul(node: gs.Node, size: tuple[int, ...], shown: bool) -> Layer:
     weight = edit.const(node, 1)
     assert weight is not None  # refusal() has seen it
-    slot, bias = _bias_add(node, weight.shape[1])
+    slot, bias = (None, None) if shown else _bias_add(node, weight.shape[1])
     return Layer(node, "MatMul", weight.T, bias, slot is not None, size, weight.dtype, slot=slot)
 
 

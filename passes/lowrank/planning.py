@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...ir import Model, cost
+from ...ir import Model, cost, edit
 from ...ir.spill import aside
 from ...runtime import latency, probe
 from ...runtime.loading import is_large
@@ -97,9 +97,9 @@ def make(model: Model, ctx: Context, options: LowRank, forms: Sequence[Form]) ->
     sizes = probe.shapes(model, ctx.fit.first())
     found: dict[str, Found] = {}
     ready: list[Layer] = []
-    totals = _totals(model, sizes, ctx, options)
+    totals, results = _totals(model, sizes, ctx, options), edit.output_ids(model)
     for node in candidates(model):
-        layer = None if _refused(node, ctx) else read(node, sizes[node.inputs[0].name])
+        layer = None if _refused(node, ctx) else read(node, sizes[node.inputs[0].name], results)
         reason = _refused(node, ctx) if layer is None else _small(layer, totals.macs, options)
         found[node.name] = Found(reason=reason or "", names=(node.name,))
         if layer is not None and not reason:
@@ -156,7 +156,7 @@ def _layer(
     layer: Layer, norms: Sequence[Norm], forms: Sequence[Form], demand: search.Demand, options: LowRank, multiple: int
 ) -> Found:
     """The hull of one layer with its factors."""
-    tried = groups.trials(layer, norms, forms, _picker(layer, norms[0], demand, options, multiple))
+    tried = groups.trials(layer, norms, forms, _picker(layer, norms, demand, options, multiple))
     about = Found(names=layer.names, size=layer.size, macs=layer.macs, params=layer.params)
     if not tried:
         alone = forms[0].refuse(layer) if len(forms) == 1 else None
@@ -174,14 +174,15 @@ def _layer(
 
 
 def _picker(
-    layer: Layer, norm: Norm, demand: search.Demand, options: LowRank, multiple: int
+    layer: Layer, norms: Sequence[Norm], demand: search.Demand, options: LowRank, multiple: int
 ) -> Callable[[Form], Sequence[Rank]]:
     if options.rank is not None:
         return lambda form: [ranks.given(form, layer, float(options.rank or 0), multiple)]
     if options.energy is not None:
-        return lambda form: search.at_energy(form, layer, norm, float(options.energy or 0), multiple)
+        energy, parts = float(options.energy), list(zip(layer.parts, norms))
+        return lambda form: [groups.widest([search.at_energy(form, p, n, energy, multiple) for p, n in parts])]
     if options.evbmf:
-        return lambda form: [ranks.by_evbmf(form, layer)]
+        return lambda form: [groups.widest([ranks.by_evbmf(form, p) for p in layer.parts])]
     return lambda form: ranks.grid(form, layer, multiple, demand.macs)
 
 

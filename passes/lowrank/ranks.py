@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from . import evbmf
-from .forms import Form, Rank
+from .forms import Form, Rank, Spatial
 from .layer import CONVOLUTIONS, Layer
 
 # MACs of a split as a share of the layer's own, from hardly worth it to brutal
@@ -81,10 +81,8 @@ def unfoldings(form: Form, layer: Layer) -> Sequence[np.ndarray]:
         return (by_output,)
     if form.name == "channel_in":
         return (by_input,)
-    if form.name in ("spatial", "spatial_t"):
-        order = (0, 3, 1, 2) if form.name == "spatial" else (0, 2, 1, 3)
-        t = w.transpose(order)
-        return (t.reshape(t.shape[0] * t.shape[1], -1),)
+    if isinstance(form, Spatial):
+        return (form.unfolded(layer),)
     if form.name == "separable":
         return (np.moveaxis(w, 1, 0).reshape(-1, layer.taps),)
     if form.name == "heads":

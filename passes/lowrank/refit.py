@@ -53,7 +53,7 @@ def refit(before: Model, model: Model, done: Sequence[Done], macs: int, ctx: Con
     macs: of one run of the model, to bound the work. Returns the relative output error of each layer, by name, on
     the inputs that it really gets.
     """
-    done = [d for d in done if d.layer.op != "ConvTranspose" and d.layer.groups == 1]
+    done = [d for d in done if d.layer.op != "ConvTranspose" and d.layer.groups == 1 and _alone(d.layer)]
     if ctx.source == "random" or len(done) < 2:
         return {}
     solving, judging = ctx.fit.split()
@@ -89,6 +89,11 @@ def refit(before: Model, model: Model, done: Sequence[Done], macs: int, ctx: Con
             f"was {first:.2g}, now {best:.2g}"
         )
     return errors
+
+
+def _alone(layer: Layer) -> bool:
+    """Whether its output is the product and a constant: one that adds something else is no regression on its input."""
+    return layer.adjustable or layer.op == "MatMul"
 
 
 def _touched(d: Done) -> list[gs.Node]:

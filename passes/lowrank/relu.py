@@ -45,8 +45,7 @@ def refine(
 
     wanted: indices of the splits to look at, by node name. behind: whether to fit to what comes behind activations.
     """
-    nodes = {n.name: n for n in model.graph.nodes}
-    layers = {name: siblings.again(nodes, found[name].names, found[name].size) for name in wanted}
+    layers = {name: siblings.again(model, found[name].names, found[name].size) for name in wanted}
     layers = {name: layer for name, layer in layers.items() if layer.groups == 1 and layer.op != "ConvTranspose"}
     out = dict(found)
     rectified = {n: layer for n, layer in layers.items() if behind and ceiling(model, layer) is not None}

@@ -171,15 +171,15 @@ def _option(t: Trial, layer: Layer, demand: Demand, base: float, ratio: float) -
     return Option(t.form.name, t.rank, t.error, worth, t.macs, t.params, ms=base * ratio, damage=t.error)
 
 
-def at_energy(form: Form, layer: Layer, norm: Norm, energy: float, multiple: int) -> list[Rank]:
+def at_energy(form: Form, layer: Layer, norm: Norm, energy: float, multiple: int) -> Rank:
     """The lowest rank that keeps `energy` of the output; the full rank when none below does."""
     tried = ranks.between(form, layer, multiple)
     if not form.nested:
-        return [_bisect(form, layer, norm, energy, tried)]
+        return _bisect(form, layer, norm, energy, tried)
     for rank, error in zip(tried, errors(form, layer, norm, tried)):
         if error <= 1 - energy:
-            return [rank]
-    return [form.full(layer)]
+            return rank
+    return form.full(layer)
 
 
 def _bisect(form: Form, layer: Layer, norm: Norm, energy: float, tried: Sequence[Rank]) -> Rank:

@@ -39,7 +39,7 @@ def sensitivities(model: Model, found: Mapping[str, Found], macs: int, ctx: Cont
         row = found[name]
         split = min(row.splits, key=lambda s: abs(np.log(max(s.option.error, 1e-12) / REFERENCE_ERROR)))
         trial = model.copy()
-        layer = siblings.again({n.name: n for n in trial.graph.nodes}, row.names, row.size)
+        layer = siblings.again(trial, row.names, row.size)
         siblings.put(trial, layer, split.form.chain(layer, split.factors), split.shift, split.form.name)
         order.sort(trial)
         moved = change(reference, outputs(trial, feeds, ctx.workers))
@@ -49,7 +49,8 @@ def sensitivities(model: Model, found: Mapping[str, Found], macs: int, ctx: Cont
 
 def feeds_for(feed: Mapping[str, Any], macs: int) -> int:
     """How many feeds to look at, each of which costs so many MACs: fewer where each of them is a batch."""
-    batch = max(1, min((np.shape(v)[0] for v in feed.values() if np.ndim(v) > 1), default=1))
+    arrays = [v for v in feed.values() if isinstance(v, np.ndarray)]
+    batch = max(1, min((len(v) for v in arrays if v.ndim > 1), default=1))
     affordable = min(int(WORK // max(macs, 1)), -(-MOST // batch))
     return max(FEWEST, -(-SAMPLES // batch), affordable)
 
@@ -57,7 +58,7 @@ def feeds_for(feed: Mapping[str, Any], macs: int) -> int:
 def outputs(model: Model, feeds: Sequence[Mapping[str, Any]], threads: int) -> list[list[np.ndarray]]:
     """Float outputs of the model, feed by feed."""
     session = Session(model, threads=threads)
-    rows = [[np.asarray(v) for v in session.run(feed).values()] for feed in feeds]
+    rows = [[v for v in session.run(feed).values() if isinstance(v, np.ndarray)] for feed in feeds]
     return [[v.astype(np.float64) for v in row if v.dtype.kind == "f"] for row in rows]
 
 

@@ -7,7 +7,7 @@ blocks, where each split by itself loses 0.067 and 0.158; the clock finds both a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -57,9 +57,10 @@ def _over(layers: Sequence[Layer], scales: Sequence[float]) -> Array:
     return out
 
 
-def again(nodes: Mapping[str, gs.Node], names: Sequence[str], size: Sequence[int]) -> Layer:
+def again(model: Model, names: Sequence[str], size: Sequence[int]) -> Layer:
     """The layer of these nodes, read from another copy of the model."""
-    return joined([read(nodes[name], size) for name in names])
+    nodes, results = {n.name: n for n in model.graph.nodes}, edit.output_ids(model)
+    return joined([read(nodes[name], size, results) for name in names])
 
 
 def put(

@@ -46,7 +46,8 @@ class Layer:
 
 def layers(model: Model, gates: bool = False) -> list[Layer]:
     """Every layer that can be fitted, in the order of the graph. gates: those of recurrent layers too."""
-    outputs = output_ids(model)
+    captured = {id(t) for n in model.graph.nodes for t in reads(n) if not any(t is own for own in n.inputs)}
+    outputs = output_ids(model) | captured  # what a branch reads is seen as it is, too
     found = [x for x in (_layer(n, outputs, gates) for n in model.graph.nodes) if x is not None]
     level = levels(model, [x.node for x in found])
     maker = {t.name: n.name for n in model.graph.nodes for t in n.outputs}
@@ -98,6 +99,8 @@ def _layer(node: gs.Node, outputs: set[int], gates: bool) -> Layer | None:
     third = edit.get(node, 2)
     if third is not None and (not isinstance(third, gs.Constant) or len(third.shape) != 1):
         return None
+    if third is not None and node.op == "Gemm" and third.shape[0] != weight.shape[0 if node.attrs.get("transB") else 1]:
+        return None  # one value for all outputs
     return _described(node, outputs)
 
 

@@ -18,6 +18,7 @@ import onnx_graphsurgeon as gs
 from ...ir import Model
 from ...ir.order import reads
 from ...runtime.session import Session
+from ...runtime.taps import given
 from .layers import Layer, levels
 
 Array = np.ndarray
@@ -78,9 +79,9 @@ class March:
         made = {t.name for n in segment for t in n.outputs}
         outputs = [n for n in live if n in made]
         session = self._session(segment, outputs) if outputs else None
-        needed = self._needed(session, wanted)
+        needed, defaults = self._needed(session, wanted), self.model.header.defaults
         for k, feed in enumerate(self._read(needed)):
-            values = {n: feed[n] if n in self.inputs else self.shelf.get(n, k) for n in needed}
+            values = {n: given(feed, n, defaults) if n in self.inputs else self.shelf.get(n, k) for n in needed}
             if session is not None:
                 values.update(session.run({n: values[n] for n in session.inputs}))
                 for name in outputs:

@@ -129,8 +129,8 @@ class Prune(LossyPass):
             return Plan(found, order, held_back=held, folds=folds)
         if not real:
             ctx.note(
-                "prune: no real data was given (--data): channels go by magnitude, and what stays is fitted on made-up "
-                "noise only; expect damage"
+                "prune: no real data was given (--data): channels go by magnitude unless criterion says otherwise, and "
+                "all that is measured or fitted is so on made-up noise; expect damage"
             )
         return self._with_data(model, found, ctx, real)
 
