@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import onnx_graphsurgeon as gs
 import onnxruntime as ort
@@ -438,3 +440,30 @@ def test_rank_grids_are_on_the_staircase_and_save_macs():
     found = [r for (r,) in ranks.grid(FORMS["svd"], wide, 16, 0.95)]
     assert found == sorted(set(found), reverse=True) and len(found) >= 12
     assert all(r % (16 if r >= 64 else 8 if r >= 32 else 4 if r >= 16 else 1) == 0 for r in found)
+
+
+def test_a_product_that_is_an_output_is_not_put_right_behind_it():
+    rng = np.random.default_rng(3)
+    y, z, x = (gs.Variable(n, np.float32, s) for n, s in (("y", [7, 18]), ("z", [7, 18]), ("x", [7, 20])))
+    weight, bias = gs.Constant("w", rng.standard_normal((20, 18)).astype(np.float32)), np.ones(18, np.float32)
+    nodes = [
+        gs.Node("MatMul", "layer", {}, [x, weight], [y]),
+        gs.Node("Add", "add", {}, [y, gs.Constant("b", bias)], [z]),
+    ]
+    model = ir.from_proto(gs.export_onnx(gs.Graph(nodes, [x], [z, y], opset=17)))
+    assert not read(model.graph.nodes[0], (7, 20), ir.edit.output_ids(model)).adjustable
+    model.graph.outputs.pop()
+    assert read(model.graph.nodes[0], (7, 20), ir.edit.output_ids(model)).adjustable
+
+
+@pytest.mark.parametrize("name", ["spatial", "spatial_t"])
+@pytest.mark.parametrize("kernel", [(3, 2), (3, 2, 3)])
+def test_evbmf_unfolds_as_the_form_splits(name, kernel):
+    """A weight of rank one along the split is a matrix of rank one."""
+    rng, form = np.random.default_rng(0), FORMS[name]
+    weight = np.zeros((16, 20, *kernel))
+    plain = Layer(gs.Node("Conv", "c"), "Conv", weight, None, True, (1, 20, *(8 for _ in kernel)), np.float32)
+    factors = [rng.standard_normal(s) for s in form.shapes(plain, (1,))]
+    layer = dataclasses.replace(plain, weight=fit.compose(form.spec(plain), factors))
+    (matrix,) = ranks.unfoldings(form, layer)
+    assert matrix.size == weight.size and np.linalg.matrix_rank(matrix) == 1

@@ -294,6 +294,20 @@ def test_energy_is_kept():
     assert rows and all(r["error"] <= 0.1 + 1e-3 for r in rows)
 
 
+@pytest.mark.parametrize("options", [{"energy": 0.999}, {"evbmf": True}])
+def test_the_rank_serves_every_group(options):
+    """A first group of rank one and a second of rank six."""
+    rng = np.random.default_rng(1)
+    parts = [rng.standard_normal((20, k)) @ rng.standard_normal((k, 24)) for k in (1, 6)]
+    weight = np.concatenate(parts).astype(np.float32)[:, :, None, None]
+    x, y = gs.Variable("x", np.float32, [1, 48, 9, 8]), gs.Variable("y", np.float32)
+    model = loaded([gs.Node("Conv", "c", {"group": 2}, [x, gs.Constant("w", weight)], [y])], x, y)
+    rows = [{"x": rng.standard_normal((1, 48, 9, 8)).astype(np.float32)} for _ in range(16)]
+    plan = LowRank(forms=("svd",), min_gain=-1, **options).plan(model, context(model, resolve(rows, model)))
+    (split,) = plan.layers["c"].splits
+    assert split.option.rank == (6,) and split.option.error < 1e-3
+
+
 def test_without_data_the_pass_is_held_back_unless_told_how_much(conv_case):
     model, feeds = conv_case
     ctx = context(model, feeds, source="random")

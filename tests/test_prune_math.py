@@ -14,6 +14,8 @@ from onnxslim_opt.passes.prune.stats import Sums
 from onnxslim_opt.runtime.session import Session
 from prune_nets import image, residual
 
+from onnxslim_opt import ir
+
 RNG = np.random.default_rng(3)
 ROWS, WIDTH, OUT = 400, 6, 4
 
@@ -274,3 +276,29 @@ def test_kept_rows_tell_what_their_sums_tell(widest, monkeypatch: pytest.MonkeyP
     (full, spread), (thinned, same) = sums.covariance(0), rows.covariance(0)
     assert np.allclose(spread, same, rtol=1e-3)
     assert (thinned is None) == (widest < WIDTH) and (thinned is None or np.allclose(full, thinned, atol=1e-3))
+
+
+def test_inputs_may_be_left_to_their_defaults_on_the_march() -> None:
+    model = ir.text.parse("""g (float[1,4] x, float[1] s) => (float[1,4] y)
+        <float[1] s = {2}, float[4,4] w = {1,0,0,0, 0,1,0,0, 0,0,1,0, 0,0,0,1}>
+        { h = Mul(x, s)  r = Relu(h)  y = MatMul(r, w) }""")
+    assert "s" in model.header.defaults
+    march = March(model, layers(model), [{"x": np.ones((1, 4), np.float32)}], 1, budget=2000)
+    assert [v["r"].tolist() for v in march.to(1, ["r"])] == [[[2.0] * 4]]
+
+
+def test_a_constant_added_in_a_branch_is_no_bias() -> None:
+    model = ir.text.parse("""g (float[1,2] x, bool c) => (float[1,2] y) <float[2,2] w = {1,2,3,4}, float[2] b = {1,2}> {
+        h = MatMul(x, w)
+        y = If(c) <then_branch = t () => (float[1,2] p) { p = Add(h, b) }, else_branch = e () => (float[1,2] q) {
+            q = Add(h, b) }>
+    }""")
+    (found,) = layers(model)
+    assert found.bias is None and found.y == found.witness == "h"
+
+
+def test_one_value_for_all_outputs_is_no_bias() -> None:
+    model = ir.text.parse(
+        "g (float[1,2] x) => (float[1,3] y) <float[2,3] w = {1,2,3,4,5,6}, float[1] c = {1}> { y = Gemm(x, w, c) }"
+    )
+    assert layers(model) == []

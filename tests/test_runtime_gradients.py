@@ -11,6 +11,8 @@ from onnxslim_opt.runtime.gradients import Gradients
 from onnxslim_opt.runtime.session import Session
 from prune_nets import Net, image
 
+from onnxslim_opt import ir
+
 
 def _agrees(net: Net, x: str, head: str, feed: dict[str, np.ndarray], tolerance: float = 2e-2) -> None:
     """The gradient at x along random directions, against what the head does when an offset is added to x."""
@@ -167,3 +169,12 @@ def test_an_operator_without_an_adjoint_is_refused() -> None:
     net.op("InstanceNormalization", x, net.weight(8), net.weight(8))
     with pytest.raises(PassError, match="InstanceNormalization"):
         Gradients(net.model(), [net.nodes[-1].output[0]], [x])
+
+
+def test_indices_of_another_feed_move_data_elsewhere() -> None:
+    model = ir.text.parse("g (float[4,2] x, int64[1] i) => (float[1,2] y) { h = Relu(x)  y = Gather(h, i) }")
+    gradients, x = Gradients(model, ["y"], ["h"]), np.ones((4, 2), np.float32)
+    for row in (0, 3, 0):
+        values = gradients.forward({"x": x, "i": np.array([row])})
+        ((_, found),) = gradients.backward(values, {"y": np.ones((1, 2), np.float32)})
+        assert found.tolist() == [[float(k == row)] * 2 for k in range(4)]

@@ -128,3 +128,11 @@ def test_timings_without_a_place(tmp_path):
     timings = Timings(tmp_path / "none" / "t.json")
     with pytest.raises(OutputError, match=r"t\.json"):
         timings.save()
+
+
+def test_sequences_of_different_shapes_are_timed():
+    model = ir.text.parse("g (seq(float[n,3]) x) => (float[m,3] y) { y = ConcatFromSequence <axis = 0> (x) }")
+    feed = {"x": [np.ones((2, 3), np.float32), np.ones((5, 3), np.float32)]}
+    timings = Timings()
+    assert latency.bench([model], feed, timings=timings, seconds=0.02)[0].ms > 0
+    assert latency.apart(model, model.copy(), feed, timings=timings, seconds=0.02).speedup == 1
