@@ -60,6 +60,8 @@ def compare(
     show.put(
         f"outputs, on {len(feeds)} feeds ({feeds.source})", HEAD, [_row(d) for d in found.outputs], numeric=(2, 3, 4, 5)
     )
+    if found.missing:
+        click.echo(f"outputs of A that B lacks: {', '.join(found.missing)}")
 
 
 HEAD = ("tensor", "made by", "SQNR", "channels rescaled", "cosine", "largest difference")

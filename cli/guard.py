@@ -1,7 +1,7 @@
 """The way into the command line and out of it: one line for every error, and the exit code that goes with it.
 
-0  written and within limits          2    usage
-1  bad model, data or option          3    written, but the limits are not met or a pass failed
+0  written and within limits          2    the command line cannot be read
+1  refused: model, data or value      3    written, but the limits are not met or a pass failed
 130, 143  stopped by Ctrl-C or a termination signal; nothing half-written is left
 """
 

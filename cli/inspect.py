@@ -35,21 +35,27 @@ def inspect(
 
     loaded = ir.load(model)
     ir.shapes.refresh(loaded)
+    read = read_data_options(values)
+    overview = not (groups or quant)
+    runs = groups or (overview and not no_time)
+    feed = _feed(model, read) if runs or read["data"] is not None else None  # data are checked whenever they are given
     if groups:
-        _groups(loaded, _feed(model, read_data_options(values)), verbose)
-    elif quant:
+        _groups(loaded, feed, verbose)
+    if groups and quant:
+        click.echo()
+    if quant:
         _quant(loaded)
-    else:
-        _overview(model, loaded, top, None if no_time else (threads, read_data_options(values)))
+    if overview:
+        _overview(model, loaded, top, feed if runs else None, threads)
 
 
-def _overview(path: Path, model: Any, top: int, timing: tuple[int, dict[str, Any]] | None) -> None:
+def _overview(path: Path, model: Any, top: int, feed: Any, threads: int) -> None:
+    """The tables of a model; feed: None where it is not to run."""
     from ..passes import words
     from ..passes.report import file_bytes
     from ..runtime.specs import model_inputs
     from . import show
 
-    feed = None if timing is None else _feed(path, timing[1])
     total, nodes = _costs(model, feed)
     rows = [
         ("file", f"{path} ({words.size(file_bytes(path))})"),
@@ -61,8 +67,8 @@ def _overview(path: Path, model: Any, top: int, timing: tuple[int, dict[str, Any
         ("parameters", words.count(total.params)),
         ("MACs", words.count(total.macs)),
     ]
-    if timing is not None and feed is not None:
-        rows.append(("latency", _time(path, feed, timing[0])))
+    if feed is not None:
+        rows.append(("latency", _time(path, feed, threads)))
     show.put("", ("", ""), rows, wide=1)
     click.echo()
     show.put("operators", ("op", "count", "parameters", "MACs"), _by_op(nodes), numeric=(1, 2, 3))

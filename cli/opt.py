@@ -17,7 +17,8 @@ RUN_OPTIONS = ("model", "output", "report", "recipe", "dry_run", "quiet", "verbo
 HELP = {
     "output": "Where the result goes; MODEL with .slim.onnx unless told.",
     "passes": "Passes: name:key=value:key=value,name2 (see `onnxslim passes`).",
-    "target": "Where the model will run; this machine unless told.",
+    "target": "Where the model will run; this machine (ort-cpu) unless told. One of ort-cpu, ort-cpu-avx2, "
+    "ort-cpu-avx512, ort-cpu-vnni, ort-cpu-amx, ort-cpu-arm, tensorrt, openvino.",
     "metric": "FUNC(run) -> float, higher is better; run(feeds) runs the candidate.",
     "max_drop": "Most that the metric may drop, relative to the original: 0.01 or 1%. Without a metric: share of "
     "changed classes, or relative output error.",
@@ -61,8 +62,9 @@ FILE = click.Path(path_type=Path)
 def opt(ctx: click.Context, **values: Any) -> int:
     """Make MODEL smaller and faster, measured beside the original at every step.
 
-    Exit codes: 0 written and within limits; 1 bad model, data or option (nothing written); 2 usage;
-    3 written, but the limits are not met or a pass failed (the report says which).
+    Exit codes: 0 written and within limits; 1 a model, data or value was refused (nothing written), or a report could
+    not be written at the end; 2 the command line cannot be read; 3 written, but the limits are not met or a pass
+    failed (the report says which).
     """
     run = {k: values.pop(k) for k in RUN_OPTIONS}
     settings = _settings(ctx, values, run["recipe"])
@@ -123,6 +125,9 @@ def _work(run: dict[str, Any], output: Path, settings: Any) -> int:
         _write_reports(result.report, run["report"], output)
     if not run["quiet"]:
         show.report(result.report.to_json(), run["verbose"])
+    elif result.report.exit_code:
+        for reason in result.report.reasons:
+            click.echo(" ".join(reason.split()), err=True)
     return result.report.exit_code
 
 

@@ -18,18 +18,18 @@ def shape(text: str) -> tuple[str, tuple[int, ...]]:
     except ValueError:
         sizes = ()
     if not colon or not name or any(s < 1 for s in sizes) or (dims.strip() and not sizes):
-        raise click.BadParameter(f"{text!r} is not NAME:1,3,224,224")
+        raise click.BadParameter(f"{text!r} is not NAME:1,3,224,224", param_hint="'--input-shape'")
     return name, sizes
 
 
-def numbers(text: str | None) -> tuple[float, ...] | None:
-    """`0.485,0.456,0.406` as floats."""
+def numbers(text: str | None, option: str, like: str) -> tuple[float, ...] | None:
+    """`0.485,0.456,0.406` as floats; option, like: what a message names, and its example."""
     if text is None:
         return None
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise click.BadParameter(f"{text!r} is not a list of numbers like 0.485,0.456,0.406") from None
+        raise click.BadParameter(f"{text!r} is not a list of numbers like {like}", param_hint=f"'{option}'") from None
 
 
 def image_size(text: str | None) -> Any:
@@ -38,7 +38,7 @@ def image_size(text: str | None) -> Any:
         return None
     parts = text.lower().replace(",", "x").split("x")
     if len(parts) > 2 or not all(p.strip().isdigit() and int(p) > 0 for p in parts):
-        raise click.BadParameter(f"{text!r} is not a size like 224 or 480x640")
+        raise click.BadParameter(f"{text!r} is not a size like 224 or 480x640", param_hint="'--image-size'")
     return int(parts[0]) if len(parts) == 1 else (int(parts[0]), int(parts[1]))
 
 
@@ -46,12 +46,12 @@ HELP = {
     "data": "Inputs: .npz, .npy, a folder of them, of images or of .pb files, FILE.py:FUNC, or random.",
     "samples": "Feeds to use at most.",
     "input_shape": "Sizes of a dynamic input, for random feeds. May be repeated.",
-    "size": "Size that images are brought to (else the model's).",
-    "mean": "Mean that is subtracted from pixels.",
-    "std": "Deviation that pixels are divided by.",
-    "layout": "Axis order (else the model's).",
-    "scale": "Factor on pixels before mean and deviation; 1/255 unless told.",
-    "preprocess": "Turns a file's path into an array or a dict of arrays.",
+    "size": "Of image folders: size that images are brought to (else the model's).",
+    "mean": "Of image folders: mean that is subtracted from pixels.",
+    "std": "Of image folders: deviation that pixels are divided by.",
+    "layout": "Of image folders: axis order (else the model's).",
+    "scale": "Of image folders: factor on pixels before mean and deviation; 1/255 unless told.",
+    "preprocess": "Of folders of images or of any files: turns a file's path into an array or a dict of arrays.",
 }
 
 
@@ -80,9 +80,9 @@ def read_data_options(values: dict[str, Any]) -> dict[str, Any]:
         raise click.BadParameter("'' names no data", param_hint="'--data'")
     if "input_shape" in read:
         read["input_shape"] = dict(shape(text) for text in read["input_shape"])
-    for key in ("image_mean", "image_std"):
+    for key, like in (("image_mean", "0.485,0.456,0.406"), ("image_std", "0.229,0.224,0.225")):
         if key in read:
-            read[key] = numbers(read[key])
+            read[key] = numbers(read[key], f"--{key.replace('_', '-')}", like)
     if "image_size" in read:
         read["image_size"] = image_size(read["image_size"])
     return read
@@ -105,4 +105,4 @@ def verbose_option(command: F) -> F:
 def voice_options(command: F) -> F:
     """-q and -v."""
     command = verbose_option(command)
-    return click.option("-q", "--quiet", is_flag=True, help="Nothing but errors.")(command)
+    return click.option("-q", "--quiet", is_flag=True, help="Nothing but errors, and why the exit code is 3.")(command)

@@ -44,9 +44,9 @@ def sensitivity(model: Path, ratios: str, rows: int, threads: int, verbose: bool
 
 
 def _shares(text: str) -> tuple[float, ...]:
-    shares = numbers(text) or ()
+    shares = numbers(text, "--ratios", "0.125,0.25,0.5") or ()
     if not shares or list(shares) != sorted(set(shares)) or not 0 < shares[0] <= shares[-1] < 1:
-        raise click.BadParameter(f"{text!r} is no rising list of shares between 0 and 1", param_hint="'--ratios'")
+        raise click.BadParameter(f"{text!r} is no rising list of shares like 0.125,0.25,0.5", param_hint="'--ratios'")
     return shares
 
 

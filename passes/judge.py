@@ -175,6 +175,15 @@ class Judge:
             self._own_noise = {o.name: noise(o.sqnr_db) for o in self._reference.compare(plain).outputs}
         return 10 * self._own_noise.get(name, 0.0)
 
+    def missed(self, score: float, same: bool) -> str:
+        """Why a final metric breaks the limit on it, or ""; same: of the unchanged model, which it did not repeat."""
+        before, most = self.metric_before, self.limits.max_drop
+        if not before or most is None or (before - score) / abs(before) <= most + SLACK:
+            return ""
+        if same:
+            return f"the metric gave {before:g} and then {score:g} for the unchanged model: it does not repeat"
+        return f"{self.drop_name} {(before - score) / abs(before):.2%} is above the {most:.2%} that was allowed"
+
     @property
     def drop_name(self) -> str:
         """What `--max-drop` is about in this run."""

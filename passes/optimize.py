@@ -187,6 +187,9 @@ def _judge(report: Report, run: Run, broken: Sequence[str], metric: float | None
         report.metric = {"before": run.judge.metric_before, "after": metric}
         if math.isnan(metric):
             broken = [*broken, run.judge.failed]
+        elif not broken:  # the run never saw this value where all was rolled back
+            missed = run.judge.missed(metric, not any(s.kept for s in run.steps))
+            broken = [missed] if missed else []
     failed = [s.error for s in run.steps if s.error]
     changed = [f"{s.p.name}: {s.reason}" for s in run.steps if s.reason and not s.error]
     report.reasons = list(dict.fromkeys([*broken, *failed, *changed, *_held_back(run)]))

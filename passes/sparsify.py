@@ -51,7 +51,11 @@ class Sparsify(LossyPass):
 
     ratio: float | None = field(
         default=None,
-        metadata={"help": "share of every layer's weights to set to zero, e.g. 0.5", "min": 0, "max": 0.99},
+        metadata={
+            "help": "share of every layer's weights to set to zero; half where neither this nor nm is given",
+            "min": 0,
+            "max": 0.99,
+        },
     )
     nm: str | None = field(
         default=None, metadata={"help": "keep N of every M weights along the input channels, e.g. 2:4"}

@@ -21,6 +21,11 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", "
 CHANNELS = (1, 3)
 
 
+@dataclass
+class Pictures(Indexed):
+    """Feeds that are made of image files."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """From a file to an input: decode, resize and crop, scale, normalise, lay out."""
@@ -67,11 +72,11 @@ def _pillow() -> Any:
     try:
         from PIL import Image
     except ImportError:
-        raise MissingExtra("reading images needs Pillow: pip install onnxslim-opt[images]") from None
+        raise MissingExtra("reading images needs Pillow: pip install 'onnxslim-opt[images]'") from None
     return Image
 
 
-def source(paths: Sequence[Path], specs: Mapping[str, InputSpec], options: DataOptions, notes: list[str]) -> Indexed:
+def source(paths: Sequence[Path], specs: Mapping[str, InputSpec], options: DataOptions, notes: list[str]) -> Pictures:
     """One feed an image (or as many images as the model's fixed batch)."""
     spec = _target(specs)
     if options.preprocess:
@@ -93,7 +98,7 @@ def _target(specs: Mapping[str, InputSpec]) -> InputSpec:
 
 def _batched(
     paths: Sequence[Path], spec: InputSpec, make: Callable[[Path], dict[str, Any]], notes: list[str]
-) -> Indexed:
+) -> Pictures:
     size = spec.batch or 1
     count = len(paths) // size
     if not count:
@@ -105,7 +110,7 @@ def _batched(
         parts = [make(p) for p in paths[i * size : (i + 1) * size]]
         return parts[0] if size == 1 else {n: np.concatenate([p[n] for p in parts]) for n in parts[0]}
 
-    return Indexed(count, load)
+    return Pictures(count, load)
 
 
 def _user(preprocess: Any, spec: InputSpec) -> Callable[[Path], dict[str, Any]]:
@@ -173,9 +178,11 @@ def _per_channel(values: Sequence[float] | None, channels: int, what: str) -> np
     array = np.asarray(values, np.float32).reshape(-1)
     if len(array) not in (1, channels):
         raise OptionError(f"image {what} has {len(array)} values; the model takes {channels} channels")
+    if not np.isfinite(array).all():
+        raise OptionError(f"image {what} must be finite numbers")
     if what == "std" and not (array > 0).all():
         raise OptionError("image std must be positive")
     return array
 
 
-__all__ = ["SUFFIXES", "Recipe", "recipe", "source"]
+__all__ = ["SUFFIXES", "Pictures", "Recipe", "recipe", "source"]

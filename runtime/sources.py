@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,9 @@ FORMS = (
     "an .npz or .npy file, a folder of them, a folder of images, a test_data_set_* folder of .pb files, "
     "FILE.py:FUNC, or random"
 )
+
+IMAGE = ("image_size", "image_mean", "image_std", "image_layout", "image_scale", "preprocess")
+"""Options that say how files of images become arrays."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,8 @@ class DataOptions:
             raise OptionError(f"samples must be at least 1, not {self.samples}")
         if self.image_layout not in (None, "nchw", "nhwc"):
             raise OptionError(f"image layout must be nchw or nhwc, not '{self.image_layout}'")
+        if self.image_scale is not None and not _finite(self.image_scale):
+            raise OptionError(f"image scale must be a finite number, not {self.image_scale}")
 
 
 def resolve(spec: Any, model: Model, options: DataOptions | None = None) -> Feeds:
@@ -75,10 +82,26 @@ def resolve(spec: Any, model: Model, options: DataOptions | None = None) -> Feed
         raise OptionError(f"--input-shape names '{unknown[0]}'; the model's inputs are {', '.join(specs) or 'none'}")
     notes: list[str] = []
     if spec is None or (isinstance(spec, str) and spec == "random"):
+        notes += _without_effect(options, IMAGE, "there is no data")
         source: Source = synthetic.source(model, specs, options)
         return _feeds(source, specs, options, notes, extras=False, kind="random")
     source, extras = _source(spec, specs, options, notes)
+    if not isinstance(source, images.Pictures):
+        notes += _without_effect(options, IMAGE, "the data is no folder of images")
+    elif options.preprocess:
+        notes += _without_effect(options, IMAGE[:-1], "--preprocess makes the arrays")
     return _feeds(source, specs, options, notes, extras)
+
+
+def _without_effect(options: DataOptions, names: Sequence[str], why: str) -> list[str]:
+    """One note on the options that were given for nothing."""
+    given = [f"--{name.replace('_', '-')}" for name in names if getattr(options, name) is not None]
+    verb = "has" if len(given) == 1 else "have"
+    return [f"{', '.join(given)} {verb} no effect: {why}"] if given else []
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, Real) and math.isfinite(value)
 
 
 def _feeds(

@@ -136,6 +136,13 @@ def test_quiet_says_nothing(capsys, room, toy_passes):
     assert (done.code, done.out, done.err) == (0, "", "")
 
 
+def test_quiet_says_why_the_exit_code_is_3(capsys, room, toy_passes):
+    done = onnxslim(capsys, "opt", "m.onnx", "-o", "o.onnx", "-p", "raises", "-q", "--report", "r.json")
+    assert (done.code, done.out) == (3, "")
+    reasons = json.loads((room / "r.json").read_text())["reasons"]
+    assert reasons and done.err.splitlines() == [" ".join(r.split()) for r in reasons]
+
+
 def test_dry_run_changes_nothing(capsys, room, toy_passes):
     before = snapshot(room)
     done = onnxslim(
@@ -213,6 +220,27 @@ def test_compare_names_the_first_divergence(capsys, room):
     assert "0 differ" in same.out and "exact" in same.out
 
 
+def test_compare_says_what_is_not_in_both(capsys, room):
+    proto = onnx.load("m.onnx")
+    proto.graph.node[-1].output[0] = proto.graph.output[0].name = "scores"
+    onnx.save(proto, "other.onnx")
+    done = onnxslim(capsys, "compare", "m.onnx", "other.onnx", "--data", "d.npz")
+    assert (done.code, done.out) == (1, "")
+    assert done.errors == ["error: A and B share no output: A has logits, B has scores"]
+    kept = proto.graph.node[-2].output[0]
+    proto.graph.output.append(onnx.helper.make_tensor_value_info(kept, onnx.TensorProto.FLOAT, None))
+    onnx.save(proto, "two.onnx")
+    some = onnxslim(capsys, "compare", "two.onnx", "m.onnx", "--data", "d.npz", "--outputs-only")
+    assert some.code == 0, some.err
+    assert some.out.splitlines()[-1] == "outputs of A that B lacks: scores"
+    assert kept in some.out
+
+
+def test_compare_tells_options_without_effect(capsys, room):
+    done = onnxslim(capsys, "compare", "m.onnx", "m.onnx", "--data", "d.npz", "--image-mean", "0.5")
+    assert done.err.splitlines() == ["--image-mean has no effect: the data is no folder of images"]
+
+
 def test_compare_says_when_a_shape_differs(capsys, room):
     """Pruned channels are no damage by themselves, so they are not called broken."""
     toys.write(room / "wide.onnx", layers=4)
@@ -270,6 +298,22 @@ def test_inspect_shows_what_passes_see(capsys, room, view):
     done = onnxslim(capsys, "inspect", "m.onnx", view)
     assert done.code == 0, done.err
     assert done.out.strip()
+
+
+def test_inspect_shows_both_views_and_checks_data_it_does_not_run(capsys, room):
+    done = onnxslim(capsys, "inspect", "m.onnx", "--groups", "--quant")
+    assert done.code == 0, done.err
+    assert "groups of channels that may go" in done.out and "nodes have integer kernels" in done.out
+    for view in ("--quant", "--no-time"):
+        wrong = onnxslim(capsys, "inspect", "m.onnx", view, "--data", "absent.npz")
+        assert (wrong.code, wrong.out) == (1, "") and "absent.npz" in wrong.err
+    assert "latency" not in onnxslim(capsys, "inspect", "m.onnx", "--no-time", "--data", "d.npz").out
+
+
+def test_ratios_that_cannot_be_read_are_told_by_name(capsys, room):
+    for text in ("a,b", "0.5,0.1"):
+        done = onnxslim(capsys, "sensitivity", "m.onnx", "--ratios", text)
+        assert done.code == 2 and "'--ratios'" in done.errors[0] and "0.125,0.25,0.5" in done.errors[0]
 
 
 # ---------------------------------------------------------------- stopped

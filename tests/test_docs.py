@@ -11,6 +11,7 @@ import click
 import pytest
 from onnxslim_opt.cli.app import bare, cli
 from onnxslim_opt.passes import registry, spec
+from onnxslim_opt.passes.target import target_names
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -50,11 +51,25 @@ def test_a_command_in_the_documentation_parses(page, line, monkeypatch, tmp_path
         assert spec.parse(passes)
 
 
-def test_every_option_of_opt_is_told():
+@pytest.mark.parametrize("name", sorted(cli.commands))
+def test_every_option_of_a_command_is_told(name):
     told = (ROOT / "docs" / "cli.md").read_text()
-    for option in cli.commands["opt"].params:
+    for option in cli.commands[name].params:
         if isinstance(option, click.Option):
             assert any(o in told for o in option.opts), option.opts
+
+
+def test_every_target_is_named():
+    shown = next(o for o in cli.commands["opt"].params if o.name == "target")
+    assert f"One of {', '.join(target_names())}." in (shown.help or "")
+    assert ", ".join(f"`{name}`" for name in target_names()[1:]) in (ROOT / "docs" / "cli.md").read_text()
+
+
+def test_every_option_of_quant_is_told():
+    table = re.search(r"\| option \|.*?\n\n", (ROOT / "docs" / "quant.md").read_text(), re.S)
+    assert table is not None
+    for option in spec.options(registry.registry().passes["quant"]):
+        assert f"`{option.name}`" in table[0], option.name
 
 
 @pytest.mark.parametrize("name", ["simplify", "prune", "lowrank", "quant", "dynquant", "weightquant", "fp16"])

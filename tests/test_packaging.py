@@ -51,6 +51,7 @@ def test_data_files_are_shipped(project):
     assert data["onnxslim_opt"] == ["py.typed"]
     patterns = data["onnxslim_opt.model_zoo"]
     zoo = ROOT / "model_zoo"
+    assert all(any(zoo.glob(p)) for p in patterns), "a pattern that matches nothing"
     for path in zoo.iterdir():
         if path.is_file() and path.suffix not in (".py", ".sh"):
             assert any(path.match(p) for p in patterns), f"{path.name} is not shipped"

@@ -357,6 +357,14 @@ def test_a_pattern_that_excludes_nothing_is_told(steady):
     assert len(lost("fp16:exclude=nowhere")) == 1
 
 
+def test_a_metric_that_does_not_repeat_is_told_though_all_was_rolled_back(steady):
+    scores = iter([1.0])
+    result = optimize(toys.model(), [Lies()], data=toys.feeds(8), metric=lambda run: next(scores, 0.1), max_drop="1%")
+    assert not any(step["kept"] for step in result.report.steps)
+    assert (result.report.verdict, result.report.exit_code) == ("limits_not_met", 3)
+    assert result.report.reasons[0] == "the metric gave 1 and then 0.1 for the unchanged model: it does not repeat"
+
+
 def test_the_result_is_never_slower_than_the_original(steady):
     @dataclass(frozen=True)
     class Slower(Pass):

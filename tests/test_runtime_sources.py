@@ -165,6 +165,25 @@ def test_images_need_a_size(pictures):
         resolve(pictures, IMAGE, DataOptions(image_mean=(1.0, 2.0)))
 
 
+def test_image_options_without_effect_are_named(pictures):
+    def told(data, **options) -> list[str]:
+        return [n for n in resolve(data, IMAGE, DataOptions(**options)).notes if "no effect" in n]
+
+    given = {"image_mean": (0.5,), "preprocess": lambda path: np.zeros((3, 4, 4), np.float32)}
+    names = "--image-mean, --preprocess have no effect: "
+    arrays = {"x": np.zeros((2, 3, 4, 4), np.float32)}
+    assert told(arrays, **given) == [names + "the data is no folder of images"]
+    assert told(None, **given) == [names + "there is no data"]
+    assert told(pictures, **given) == ["--image-mean has no effect: --preprocess makes the arrays"]
+    assert told(pictures, image_mean=(0.5,)) == told(arrays) == []
+
+
+@pytest.mark.parametrize("options", [{"image_scale": np.nan}, {"image_mean": (np.nan,)}, {"image_std": (np.inf,)}])
+def test_image_options_are_finite(pictures, options):
+    with pytest.raises(OptionError, match="finite"):
+        resolve(pictures, IMAGE, DataOptions(**options))
+
+
 def test_preprocess_function(pictures, tmp_path):
     script = tmp_path / "pre.py"
     script.write_text(
@@ -187,7 +206,7 @@ def test_undecodable_image_and_missing_pillow(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"a\.jpg cannot be decoded"):
         resolve(tmp_path, IMAGE).first()
     monkeypatch.setitem(__import__("sys").modules, "PIL", None)
-    with pytest.raises(MissingExtra, match=r"pip install onnxslim-opt\[images\]"):
+    with pytest.raises(MissingExtra, match=r"pip install 'onnxslim-opt\[images\]'"):
         resolve(tmp_path, IMAGE).first()
 
 
