@@ -141,8 +141,9 @@ class WeightQuant(LossyPass):
             if not reason:
                 shape = node.inputs[1].shape
                 rows, columns = shape if node.attrs.get("transB", 0) else reversed(shape)
-                if not blocks.block_of(columns, self.block):
-                    reason = f"its {columns} inputs have no divisor between 16 and {self.block} to make blocks of"
+                if not self._block(columns):
+                    what = "power of two" if self.form == "nbits" else "divisor"
+                    reason = f"its {columns} inputs have no {what} between 16 and {self.block} to make blocks of"
             if reason:
                 skips.append(Skip(str(node.name), reason))
             else:
@@ -152,12 +153,8 @@ class WeightQuant(LossyPass):
     def _round(self, model: Model, layers: Mapping[str, Layer], ctx: Context) -> dict[str, Blocks]:
         """{layer: blocks}, by falling quality at the layer's own output."""
         found: list[tuple[float, str, Blocks]] = []
-        if self.method == "nearest" or ctx.source == "random":
-            for name, layer in layers.items():
-                matrix = layer.matrix().astype(np.float64)
-                made = blocks.nearest(matrix, self._grid(layer))
-                found.append((float(((made.real() - matrix) ** 2).sum() / max((matrix**2).sum(), 1e-30)), name, made))
-        else:
+        known: dict[tuple[str, bool], Blocks] = {}  # a shared weight is rounded once, for the first that reads it
+        if self.method != "nearest" and ctx.source != "random":
             stream = moments.stream(
                 model,
                 list(layers),
@@ -166,16 +163,28 @@ class WeightQuant(LossyPass):
                 seed=ctx.seed,
                 threads=ctx.workers,
                 progress=ctx.on_progress,
+                skip_unseen=True,
             )
             for name, moment in stream:
                 matrix, second = layers[name].matrix().astype(np.float64), moment.second
-                method = blocks.gptq if self.method == "gptq" else blocks.awq
-                made = method(matrix, self._grid(layers[name]), second)
+                method, key = blocks.gptq if self.method == "gptq" else blocks.awq, layers[name].key
+                made = known[key] if key in known else method(matrix, self._grid(layers[name]), second)
+                known[key] = made
                 found.append((blocks.error(matrix, made, second), name, made))
+        seen = {name for _, name, _ in found}
+        for name in [n for n in layers if n not in seen]:
+            matrix, key = layers[name].matrix().astype(np.float64), layers[name].key
+            made = known[key] if key in known else blocks.nearest(matrix, self._grid(layers[name]))
+            known[key] = made
+            found.append((float(((made.real() - matrix) ** 2).sum() / max((matrix**2).sum(), 1e-30)), name, made))
         return {name: made for _, name, made in sorted(found, key=lambda f: f[:2])}
 
     def _grid(self, layer: Layer) -> Grid:
-        return Grid(self.bits, blocks.block_of(layer.columns, self.block), self.symmetric)
+        return Grid(self.bits, self._block(layer.columns), self.symmetric)
+
+    def _block(self, columns: int) -> int:
+        """Weights that share a scale; 0 when no block fits."""
+        return blocks.block_of(columns, self.block, powers=self.form == "nbits")
 
     def _held(self, plan: Plan, names: list[str], ctx: Context) -> list[str]:
         """The layers, less quarters of the most hurt until a few fit feeds keep the floor."""
@@ -209,10 +218,10 @@ def build(plan: Plan, names: list[str], form: str) -> Model:
     """A new model with these layers in blocks."""
     model = plan.base.copy()
     nodes = {n.name: n for n in model.graph.nodes if n.name in set(names)}
-    targets: emit.Shapes = {}
+    pool = emit.Pool(model)
     for name in names:
         made, node = plan.found[name], nodes[name]
-        emit.FORMS[form](model, Layer(node, *made.values.shape), made, targets)
+        emit.FORMS[form](pool, Layer(node, *made.values.shape), made)
     order.sort(model)
     return model
 
