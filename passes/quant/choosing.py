@@ -104,7 +104,7 @@ def _held(plan: Plan, levels: _Levels, label: str, propose: Propose, floor_db: f
         spare = levels.of(nodes) - floor_db
         tried[nodes] = spare
         if not spare >= 0:  # NaN holds nothing
-            low = max(aim, min(_db(_noise(plan, nodes)), high))
+            low = max(aim, min(sensitivity.decibels(_noise(plan, nodes)), high))
             aim = low - spare + 0.5 if best is None else (low + high) / 2
         elif nodes == best or spare < CLOSE:
             best, high = nodes, aim
@@ -117,10 +117,6 @@ def _held(plan: Plan, levels: _Levels, label: str, propose: Propose, floor_db: f
         best = max(tried, key=lambda n: tried[n])
         return best if tried[best] >= -MISSED or plan.kept else frozenset()
     return best
-
-
-def _db(noise: float) -> float:
-    return -10 * math.log10(max(noise, 1e-30))
 
 
 class _Levels:
@@ -137,7 +133,7 @@ class _Levels:
             assert self.plan.base is not None
             self.plain = self.plain or self._outputs(reference(self.plan))
             noise = sensitivity.noise_of(self.plain, self._outputs(build(self.plan, nodes)))
-            self.known[nodes] = _db(noise)
+            self.known[nodes] = sensitivity.decibels(noise)
         return self.known[nodes]
 
     def _outputs(self, model: Model) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ of noise at the outputs to noise at the tensor that was seen at the measured one
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -172,6 +173,11 @@ def noise_of(plain: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, An
                 total[1] += noise
     ratios = [n / s if s > 0 else float(n > 0) for s, n in sums.values()]
     return float(np.mean(ratios)) if ratios else 0.0
+
+
+def decibels(noise: float) -> float:
+    """SQNR of such noise; 300 dB and no more of none."""
+    return -10 * math.log10(max(noise, 1e-30))
 
 
 def _powers(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
