@@ -168,11 +168,13 @@ def stream(
     geometry: Callable[[Any], Geometry] = unfold.geometry,
     threads: int = 1,
     progress: Progress | None = None,
+    skip_unseen: bool = False,
 ) -> Iterator[tuple[str, Moment]]:
     """(node name, Moment), wave by wave in the order of the graph; see `collect`.
 
     keep_rows: keep the rows themselves (`Moment.X`, feed after feed) whatever their number. geometry: how a node is
-    read; `unfold.regression` serves ConvTranspose output by output, and Einsum.
+    read; `unfold.regression` serves ConvTranspose output by output, and Einsum. skip_unseen: leave out layers that saw
+    no rows (the second stage of a detector that found nothing), which else raise PassError.
     """
     budget = max(1, memory_mb << 20) // 2
     layers = _layers(model, nodes, len(feeds), budget, max_rows_per_feed, keep_rows, geometry)
@@ -181,7 +183,9 @@ def stream(
         sums = {layer.name: _Accumulator(layer.geo, layer.thin) for layer in wave}
         _fill(sums, wave, Tap(model, _sources(wave), threads=threads), shown(feeds, progress, "moments"), seed)
         for layer in wave:
-            yield layer.name, sums.pop(layer.name).result()
+            found = sums.pop(layer.name)
+            if found.samples or not skip_unseen:
+                yield layer.name, found.result()
 
 
 def _fill(sums: Mapping[str, _Accumulator], wave: Sequence[_Layer], tap: Tap, feeds: Iterable[Any], seed: int) -> None:

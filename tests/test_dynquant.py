@@ -3,7 +3,7 @@
 import numpy as np
 import onnx
 import pytest
-from onnxslim_opt.passes.dynquant import DynQuant
+from onnxslim_opt.passes.dynquant import DynQuant, layers
 from onnxslim_opt.passes.transaction import tidy
 from quant_nets import Net, cnn, context, images, kernels, session, sqnr
 
@@ -190,3 +190,12 @@ def test_rest_is_stored_and_time_decides_by_the_record():
         p.run(new, ctx)
         found.append(ir.to_bytes(new))
     assert found[0] == found[1] and len(found[0]) < 0.4 * len(ir.to_bytes(model))
+
+
+def test_an_lstm_whose_weights_are_no_floats_says_so():
+    model = lstm(1)
+    node = next(n for n in model.graph.nodes if n.op == "LSTM")
+    assert layers.find(model, True, lambda n: False)[1] == []
+    node.inputs[2].values = node.inputs[2].values.astype(np.float64)
+    found, skips = layers.find(model, True, lambda n: False)
+    assert not found and skips[0].reason == "its weights are float64, not float32"

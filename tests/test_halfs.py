@@ -239,3 +239,32 @@ def test_weaker_stores_less_and_excluded_nodes_keep_theirs():
     assert counts == [1, 2, 4]
     with pytest.raises(OptionError, match="no regular expression"):
         Fp16(exclude="(")
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_weight_that_an_excluded_node_reads_too_stays(first):
+    net = Net()
+    w = net.const(net.rng.standard_normal((32, 32)).astype(np.float32), "w")
+    net.add("MatMul", net.add("Tanh", net.add("MatMul", "x", w, out="a")), w, out="b")
+    model, out = net.model({"x": [4, 32]}, ["b"]), "a_node" if first else "b_node"
+    feeds = [{"x": net.rng.standard_normal((4, 32)).astype(np.float32)} for _ in range(4)]
+    new, result = halved(model, feeds, Fp16(compute="none", exclude=out))
+    why = "excluded by the user" if first else "'b_node', which is excluded, reads 'w' too"
+    assert result.did == {} and {s.node: s.reason for s in result.skipped}["a_node"] == why
+    assert new.constants()["w"].dtype == np.float32
+
+
+def test_inputs_that_only_floats_read_keep_their_type():
+    net = Net()
+    net.conv("x", 3, 4, out="y")
+    net.add("Tanh", "t", out="z")
+    model = net.model({"x": [1, 3, 12, 12], "t": [4]}, ["y", "z"])
+    feeds = [{**f, "t": np.float32([1, 2, 3, 4])} for f in images()]
+    new, _ = halved(model, feeds, Fp16(compute="all", keep_io=False, exclude="z_node"))
+    assert {t.name: np.dtype(t.dtype).name for t in (*new.inputs, *new.outputs)} == {
+        "x": "float16",
+        "t": "float32",
+        "y": "float16",
+        "z": "float32",
+    }
+    assert not any(n.op == "Cast" for n in new.graph.nodes)

@@ -116,3 +116,31 @@ def test_layer_norm_takes_the_factors_of_products():
     a, b = (session(m, optimize=False).run(None, data[0])[0] for m in (model, new))
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4)
     ir.verify.check(new)
+
+
+def test_a_product_along_another_axis_than_the_channels_keeps_its_columns():
+    """Channels [1, 4, 12] of a convolution, read as rows of 12: they get no factor, but what reads the rows does."""
+    net, w = Net(), lambda *s: net.const(net.rng.standard_normal(s).astype(np.float32))
+    a = net.add("Relu", net.add("Conv", "x", w(4, 4, 1), out="a0"), out="a")
+    b = net.add("Relu", net.add("MatMul", a, w(12, 20), out="b0"), out="b")
+    net.add("MatMul", b, w(20, 12), out="y")
+    model = net.model({"x": [1, 4, 12]}, ["y"])
+    data = [{"x": np.random.default_rng(k).standard_normal((1, 4, 12)).astype(np.float32)} for k in range(6)]
+    ctx = context(model, data)
+    found = equalise.factors(model, ctx.fit, ctx)
+    assert (found["a"] == 1).all() and len(found["a"]) == 4
+    found["b"] = found["b0"] = np.geomspace(0.5, 2, 20)
+    new = model.copy()
+    assert equalise.apply(new, found) == 2
+    a, b = (session(m, optimize=False).run(None, data[0])[0] for m in (model, new))
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_a_value_for_each_row_is_no_bias_of_channels():
+    """As many rows as outputs: only the shape tells the two apart."""
+    for shape, fits in (([4], True), ([1, 4], True), ([4, 1], False), ([4, 4], False)):
+        net = Net()
+        c = net.const(np.ones(shape, np.float32))
+        net.add("Gemm", "x", net.const(np.ones((8, 4), np.float32)), c, out="y")
+        node = net.model({"x": [4, 8]}, ["y"]).graph.nodes[0]
+        assert (equalise.layer(node) is not None) is fits, shape

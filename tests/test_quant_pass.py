@@ -8,8 +8,11 @@ import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
 from onnxslim_opt.ir.errors import OptionError
-from onnxslim_opt.passes.quant import Quant, saturation
+from onnxslim_opt.passes.dynquant import DynQuant
+from onnxslim_opt.passes.quant import Quant, choosing, eligible, saturation, sensitivity
+from onnxslim_opt.passes.quant.planning import Plan
 from onnxslim_opt.passes.target import Target
+from onnxslim_opt.passes.weightquant import WeightQuant
 from onnxslim_opt.runtime import Timings
 from quant_nets import Net, cnn, context, images, kernels, session, sqnr
 
@@ -319,3 +322,59 @@ def test_the_tail_is_a_ready_exclusion_list():
     _, result, plan = run(model, context(model, images()), compute="all", floor=0.0)
     assert set(plan.tail) == {"s_node", "y_node"}
     assert re.search(result.details["exclude"], "y_node") and not re.search(result.details["exclude"], "c_node")
+
+
+def test_noise_is_counted_where_the_outputs_are_finite():
+    x, y = np.float32([[3, 4], [0, 0]]), np.float32([[3, 4], [0, 1]])
+    noise = sensitivity.noise_of
+    assert noise([{"a": x}], [{"a": y}]) == 1 / 25
+    masked, other = np.float32([[3, 4], [0, -np.inf]]), np.float32([[3, 5], [0, -np.inf]])
+    assert noise([{"a": masked}], [{"a": other}]) == 1 / 25
+    for broken in (
+        np.full((2, 2), np.nan, np.float32),
+        np.full((2, 2), np.inf, np.float32),
+        x[:1],
+        np.float32([[3, 4]] * 3),
+    ):
+        assert noise([{"a": x}], [{"a": broken}]) == 1.0
+    assert noise([{"a": masked}], [{"a": np.float32([3, 4, 0])}]) == 1.0
+    assert noise([{"a": x[:0]}], [{"a": x}]) == 1.0 and noise([{"a": x[:0]}], [{"a": x[:0]}]) == 0.0
+
+
+@pytest.mark.parametrize("p", [Quant(compute="all"), Quant(compute="none"), DynQuant(compute="all"), WeightQuant()])
+def test_a_layer_that_never_sees_a_row_does_not_end_the_pass(p):
+    """The second stage of a detector that finds nothing in the data: no rows, which are rounded to nearest."""
+    net = Net()
+    w = [net.const((net.rng.standard_normal((32, 32)) / 6).astype(np.float32)) for _ in range(3)]
+    a = net.add("Relu", net.add("MatMul", "x", w[0]), out="a")
+    found = net.add("Greater", "k", net.const(np.float32(0)))
+    b = net.add("MatMul", net.add("Compress", a, found, axis=0), w[1], out="b")
+    net.add("MatMul", net.add("LayerNormalization", b, net.const(np.ones(32, np.float32))), w[2], out="z")
+    model, rng = net.model({"x": [6, 32], "k": [6]}, ["a", "z"]), np.random.default_rng(0)
+    feeds = [{"x": rng.standard_normal((6, 32)).astype(np.float32), "k": np.zeros(6, np.float32)} for _ in range(8)]
+    new = model.copy()
+    result = p.run(new, context(model, feeds, "ort-cpu-vnni"))
+    assert result.changed and sqnr(model, new, feeds) > 15
+    found = [{**f, "k": np.ones(6, np.float32)} for f in feeds]
+    assert session(new).run(None, found[0])[1].shape == (6, 32) and sqnr(model, new, found) > 15
+    if p == Quant(compute="all"):  # there is no range to quantize the second stage with
+        assert result.did["layers in 8 bits"] == 1
+        assert {s.node for s in result.skipped if "no values" in s.reason} == {"b_node", "z_node"}
+
+
+def test_a_weight_that_is_too_loud_leaves_all_its_readers_float():
+    net = Net()
+    w = net.const(np.ones((16, 16), np.float32), "w")
+    net.add("MatMul", net.add("Relu", net.add("MatMul", "x", w, out="a"), out="b"), w, out="y")
+    model = net.model({"x": [4, 16]}, ["y"])
+    able, _ = eligible.find(model, Target.named("ort-cpu-vnni"), lambda n: False)
+    plan = Plan(model, Target.named("ort-cpu-vnni"), able=able, loud={"w": 0.5})
+    assert choosing._banned(plan, 25.0, 0.0) == (frozenset(), {"a_node", "y_node"})
+
+
+def test_a_level_that_is_no_number_holds_nothing():
+    model, target = cnn(), Target.named("ort-cpu-vnni")
+    able, _ = eligible.find(model, target, lambda n: False)
+    levels = choosing._Levels(Plan(model, target, able=able), context(model, images()))
+    levels.of = lambda nodes: float("nan")
+    assert choosing._held(levels.plan, levels, "all", lambda aim: set(able), 25.0) == frozenset()

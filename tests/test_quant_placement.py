@@ -152,8 +152,7 @@ def test_a_banned_tensor_takes_its_neighbours_out():
     model = cnn()
     able, _ = eligible.find(model, CPU, lambda n: False)
     able = {n: able[n] for n in planning.between(model, able)}
-    inner = {r.inputs[0].name: r.outputs[0].name for r in placement.folds(model, CPU).values()}
-    left = regions.without(able, {"relu_b"}, inner)
+    left = regions.without(able, {"relu_b"}, CPU, placement.folds(model, CPU))
     assert set(able) - set(left) == {"conv_b_node", "relu_b_node", "conv_c_node"}
 
 
@@ -245,3 +244,18 @@ def test_a_toll_that_is_high_enough_keeps_a_tensor_float():
     tolls = regions.Tolls({"relu_b": "relu_b"}, {"relu_b": 1e11})
     left = regions.choose(model, able, CPU, shapes_of(model), known=dear, tolls=tolls)
     assert everything - left == {"conv_b_node", "relu_b_node", "conv_c_node"}
+
+
+@pytest.mark.parametrize(("target", "held"), [("openvino", True), ("tensorrt", True), ("ort-cpu-vnni", False)])
+def test_kernels_that_can_hand_out_floats_neither_pay_for_their_output_nor_leave_for_it(target, held):
+    """Convolutions and the activations that vanish into them, where the target's kernels end in floats as well."""
+    net = Net()
+    a = net.add("Relu", net.conv("x", 8, 8, out="c"), out="a")
+    net.add("Tanh", a, out="y")
+    model, where = net.model({"x": [1, 8, 12, 12]}, ["y"]), Target.named(target)
+    able, _ = eligible.find(model, where, lambda n: False)
+    assert set(able) == {"c_node", "a_node"}
+    left = set(able) if held else set()
+    assert set(regions.without(able, {"a"}, where, placement.folds(model, where))) == left
+    dear, tolls = dict.fromkeys(able, (1e9, 1.0)), regions.Tolls({"a": "a"}, {"a": 1e11})
+    assert regions.choose(model, able, where, shapes_of(model), known=dear, tolls=tolls) == left

@@ -170,3 +170,12 @@ def test_sums_are_open_to_integers_and_what_stays_float_is_put_together_again(ta
     ]
     feed = {"x": net.rng.standard_normal((1, 4, 8)).astype(np.float32)}
     np.testing.assert_allclose(session(new).run(None, feed)[0], session(model).run(None, feed)[0], rtol=1e-5, atol=1e-5)
+
+
+def test_a_bias_that_adds_an_axis_stays_a_sum():
+    """A constant [1, 1, 1, 16] makes four axes of three."""
+    net = Net()
+    product = net.add("MatMul", "x", net.const(net.rng.standard_normal((16, 16)).astype(np.float32)))
+    net.add("Relu", net.add("Add", product, net.const(np.ones((1, 1, 1, 16), np.float32))), out="y")
+    model = net.model({"x": [2, 6, 16]}, ["y"])
+    assert prepare(model, lambda n: False) == 0

@@ -143,3 +143,34 @@ def test_storage_at_opset_8_and_ir_3_is_valid_by_the_schema():
     assert proto.ir_version == 4 and proto.opset_import[0].version == 8
     assert [t.name for t in proto.graph.input] == ["x"]
     assert sqnr(model, new, images(seed=9)) > 30
+
+
+@pytest.mark.parametrize(
+    ("shape", "attrs", "shifts"),
+    [([16], {}, True), ([1, 16], {}, True), ([1], {}, True), ([4, 16], {}, False), ([4, 1], {}, False)]
+    + [([16], {"beta": 0.5}, False), (None, {"beta": 0.5}, False), (None, {}, True)],
+)
+def test_only_a_bias_of_outputs_takes_up_the_mean_of_the_error(shape, attrs, shifts):
+    net, rng = Net(), np.random.default_rng(0)
+    given = [] if shape is None else [net.const(rng.standard_normal(shape).astype(np.float32))]
+    net.add("Gemm", "x", net.const(rng.standard_normal((48, 16)).astype(np.float32)), *given, out="y", **attrs)
+    model = net.model({"x": [4, 48]}, ["y"])
+    feeds = [{"x": rng.standard_normal((4, 48)).astype(np.float32) + 1} for _ in range(8)]
+    ctx = context(model, feeds)
+    assert bool(rounding.refine(model, ctx.fit, ctx)) is shifts
+    new = model.copy()
+    assert Quant(compute="none").run(new, ctx).did == {"weights stored in 8 bits": 1}
+    assert sqnr(model, new, feeds) > 35
+
+
+def test_a_weight_that_an_excluded_node_reads_too_stays():
+    net = Net()
+    w = net.const(net.rng.standard_normal((32, 32)).astype(np.float32), "w")
+    net.add("MatMul", net.add("Tanh", net.add("MatMul", "x", w, out="body")), w, out="head")
+    model = net.model({"x": [4, 32]}, ["head"])
+    did, skips = storage.store(model, (), lambda n: n.name == "head_node")
+    assert did == {} and model.constants()["w"].dtype == np.float32
+    assert {s.node: s.reason for s in skips} == {
+        "body_node": "'head_node', which is excluded, reads 'w' too",
+        "head_node": "excluded by the user",
+    }

@@ -158,3 +158,15 @@ def test_16_bit_activations_have_no_integer_kernels_in_openvino(kind):
     made = core.compile_model(core.read_model(ir.to_bytes(wide_pairs(kind))), "CPU", options).get_runtime_model()
     infos = [{k: v.astype(str) for k, v in node.get_rt_info().items()} for node in made.get_ops()]
     assert [i["runtimePrecision"] for i in infos if i["layerType"] == "Convolution"] == ["f32", "f32"]
+
+
+def test_constants_that_are_added_have_no_zero_point_where_the_target_takes_none():
+    net = Net()
+    held = net.const(np.linspace(0.5, 2, 8, dtype=np.float32).reshape(8, 1, 1))
+    net.conv(net.add("Add", net.conv("x", 3, 8, out="c"), held, out="s"), 8, 8, out="y")
+    model = net.model({"x": [1, 3, 12, 12]}, ["y"])
+    new = quantized(model, images(), "tensorrt", Quant(compute="all", floor=0, equalise=False))
+    pairs = [n for n in new.graph.nodes if n.op in ("QuantizeLinear", "DequantizeLinear")]
+    zeros = [edit.const(n, 2) for n in pairs]
+    assert len(pairs) == 9 and all(z.dtype == np.int8 and not z.any() for z in zeros)
+    assert sqnr(model, new, images(4)) > 30

@@ -182,3 +182,35 @@ def test_gptq_beats_nearest_on_trained_weights_at_the_ideal_size(transformer):
     # four bits a weight and an fp16 scale for 32 of them, in the place of four bytes
     ideal = len(ir.to_bytes(model)) - 4 * weights + (4 + 16 / 32) / 8 * weights
     assert weights > 0.95 * 864_760 and sizes["gptq"] == sizes["nearest"] < 1.05 * ideal
+
+
+@pytest.mark.parametrize("form", ["folded", "dequantize", "nbits"])
+@pytest.mark.parametrize("method", ["gptq", "nearest"])
+def test_a_shared_weight_is_held_once(form, method):
+    net, x = Net(), "x"
+    w = net.const(spiky(net.rng, (96, 96)))
+    for k in range(3):
+        x = net.add("Tanh", net.add("MatMul", x, w), out=f"t{k}")
+    model, feeds, new = net.model({"x": [8, 96]}, [x]), inputs(8), None
+    new = model.copy()
+    p = WeightQuant(form=form, method=method, store=False, floor=-100)
+    assert p.run(new, context(model, feeds, "ort-cpu-vnni")).did["weights in 4-bit blocks"] == 3
+    tidy(new)
+    assert len(ir.to_bytes(new)) < 96 * 96 * 0.6 + 3000  # half a byte each, scales, and the nodes
+    assert sqnr(model, new, feeds) > 8
+
+
+@pytest.mark.parametrize(("columns", "wanted", "block"), [(96, 96, 32), (80, 48, 16), (64, 100, 64), (72, 64, 0)])
+def test_blocks_of_onnx_runtimes_own_operator_are_powers_of_two(columns, wanted, block):
+    assert blocks.block_of(columns, wanted, powers=True) == block
+    net = Net()
+    net.add("MatMul", "x", net.const(spiky(net.rng, (columns, 64))), out="y")
+    model, feeds = net.model({"x": [8, columns]}, ["y"]), inputs(4, width=columns)
+    new = model.copy()
+    p = WeightQuant(form="nbits", block=wanted, method="nearest", floor=-100)
+    result = p.run(new, context(model, feeds))
+    assert ("form" in result.did) is bool(block)
+    if block:
+        assert sqnr(model, new, feeds) > 10  # it loads and runs
+    else:
+        assert "no power of two between 16 and 64" in {s.node: s.reason for s in result.skipped}["y_node"]

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import onnx_graphsurgeon as gs
-
 from ...ir import Model, order, shapes
-from ...ir.errors import OptionError
 from ...runtime import Session, latency, probe
 from .. import opset
 from ..base import Context, LossyPass, PassResult, Skip
+from ..options import Excluding, option
 from ..quant import rounding, sensitivity, storage
 from ..quant.rounding import Rounded
 from ..transaction import adopt
@@ -27,10 +24,6 @@ OPSET = 11  # of DynamicQuantizeLinear
 PAYS = 1.04  # as for static regions: the spread of the pairwise timing is 1 to 2 %
 SECONDS = 2.0
 LOOKED_AT = 4  # feeds that the floor is held on
-
-
-def _option(default: Any, text: str, **more: Any) -> Any:
-    return field(default=default, metadata={"help": text, **more})
 
 
 @dataclass
@@ -54,7 +47,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class DynQuant(LossyPass):
+class DynQuant(Excluding, LossyPass):
     """Dynamic INT8: activations quantized as they come, where that is faster; other weights stored in 8 bits.
 
     No calibration: each run finds the range of each activation itself, which suits matrix products (transformers,
@@ -65,22 +58,16 @@ class DynQuant(LossyPass):
     raises_opset: ClassVar[bool] = True
     default_sqnr: ClassVar[float | None] = None  # kept when it pays; `floor` holds its own noise
 
-    compute: str = _option(
+    compute: str = option(
         "auto", "integer products: where they pay, wherever possible, or nowhere", choices=("auto", "all", "none")
     )
-    contrib: bool = _option(False, "allow operators that only ONNX Runtime has (DynamicQuantizeLSTM)")
-    floor: float = _option(25.0, "dB of output SQNR that is held by leaving the most sensitive layers float")
-    store: bool = _option(True, "store weights of float layers in 8 bits")
-    rounding: str = _option(
+    contrib: bool = option(False, "allow operators that only ONNX Runtime has (DynamicQuantizeLSTM)")
+    floor: float = option(25.0, "dB of output SQNR that is held by leaving the most sensitive layers float")
+    store: bool = option(True, "store weights of float layers in 8 bits")
+    rounding: str = option(
         "second_order", "of weights: for the inputs they meet, or to nearest", choices=("second_order", "nearest")
     )
-    exclude: str = _option("", "regular expression of node names that stay as they are")
-
-    def __post_init__(self) -> None:
-        try:
-            re.compile(self.exclude)
-        except re.error as error:
-            raise OptionError(f"exclude: {self.exclude!r} is no regular expression: {error}") from None
+    exclude: str = option("", "regular expression of node names that stay as they are")
 
     @property
     def explicit(self) -> bool:
@@ -95,7 +82,7 @@ class DynQuant(LossyPass):
         order.sort(base)
         shapes.refresh(base)
         contrib = self.contrib and ctx.target.runtime == "onnxruntime"
-        layers, skips = find(base, contrib, lambda n: self._excluded(n, ctx))
+        layers, skips = find(base, contrib, lambda n: self.excluded(n, ctx))
         plan = self._plan(base, ctx, tuple(skips))
         if self.compute == "none":
             plan.why = "compute=none: everything computes in float"
@@ -123,7 +110,7 @@ class DynQuant(LossyPass):
             counts, more = storage.store(
                 model,
                 names,
-                lambda n: self._excluded(n, ctx),
+                lambda n: self.excluded(n, ctx),
                 1.0 if names else strength,
                 plan.loud,
                 plan.rounded,
@@ -138,9 +125,6 @@ class DynQuant(LossyPass):
         rounded = {} if exact else rounding.refine(base, ctx.fit, ctx)
         loud = sensitivity.measure_weights(base, rounded, ctx.fit, ctx) if self.store else {}
         return Plan(base, {}, rounded, skips, why, loud)
-
-    def _excluded(self, node: gs.Node, ctx: Context) -> bool:
-        return ctx.excluded(node) or bool(self.exclude and re.search(self.exclude, node.name))
 
     def _worthwhile(self, plan: Plan, layers: Mapping[str, Layer], ctx: Context) -> dict[str, tuple[str, ...]]:
         """Sets of layers worth trying together: those that are faster alone, and all but the convolutions (what reads
@@ -220,7 +204,7 @@ def quality(plan: Plan, names: Collection[str], contrib: bool, ctx: Context) -> 
     pair = (plan.base, build(plan, names, contrib, greatest(ctx.target)))
     plain, other = (Session(m, threads=ctx.workers) for m in pair)
     noise = sensitivity.noise_of([plain.run(f) for f in feeds], [other.run(f) for f in feeds])
-    return -10 * math.log10(max(noise, 1e-30))
+    return sensitivity.decibels(noise)
 
 
 def _noise(plan: Plan, p: DynQuant, ctx: Context) -> dict[str, float]:

@@ -95,6 +95,9 @@ def _recurrent(node: gs.Node, contrib: bool) -> str:
         return "standard ONNX has no integer LSTM; ONNX Runtime's own is used with contrib=true"
     if any(not isinstance(edit.get(node, k), gs.Constant) for k in (1, 2)):
         return "its weights are computed at run time"
+    kinds = {np.dtype(node.inputs[k].dtype).name for k in (1, 2)} - {"float32"}
+    if kinds:
+        return f"its weights are {min(kinds)}, not float32"
     if node.attrs.get("layout", 0):
         return "layout=1 is not supported by ONNX Runtime's integer LSTM"
     return ""

@@ -63,13 +63,15 @@ class _Types:
 def convert(model: Model, chosen: Mapping[str, Ports], half: Format, keep_io: bool) -> dict[str, int]:
     """Give the chosen nodes of the main graph half types, in place; returns counts.
 
-    chosen: {node name: its ports}. keep_io: float inputs and outputs of the model stay float.
+    chosen: {node name: its ports}. keep_io: float inputs and outputs of the model stay float; else those that chosen
+    nodes read or make become half.
     """
     types = _Types(model, half)
     outer, nodes = list(model.graph.nodes), list(model.nodes())  # as they are: casts come on top
     if not keep_io:
+        read = {id(n.inputs[k]) for n in outer if n.name in chosen for k in chosen[n.name].inputs}
         for tensor in model.inputs:
-            if is_float(tensor) and tensor.name not in model.header.defaults:
+            if id(tensor) in read and is_float(tensor) and tensor.name not in model.header.defaults:
                 _retype(model, tensor, types)
     for node in outer:
         for k in chosen[node.name].outputs if node.name in chosen else ():

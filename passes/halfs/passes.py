@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -10,11 +9,11 @@ from typing import Any, ClassVar
 import onnx_graphsurgeon as gs
 
 from ...ir import Model, edit, ops
-from ...ir.errors import OptionError
 from ...runtime import ranges
 from ...runtime.ranges import Range
 from .. import opset
 from ..base import Context, LossyPass, PassResult, Skip
+from ..options import Excluding, option
 from ..transaction import adopt
 from . import convert, formats, storage, typing
 from .formats import BF16, FP16, Format
@@ -23,10 +22,6 @@ HEADROOM = 2.0  # how far the values seen must stay below the format's limit: ot
 SMALLEST_NORMAL = 6.1e-5  # of fp16; below it bits are lost, down to zero at 3e-8
 POLES = {"Log": 0, "Reciprocal": 0, "Div": 1}  # input at which an operator is steep around zero
 FEEDS = 32
-
-
-def _option(default: Any, text: str, **more: Any) -> Any:
-    return field(default=default, metadata={"help": text, **more})
 
 
 @dataclass(frozen=True)
@@ -41,24 +36,14 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class _Halves(LossyPass):
+class _Halves(Excluding, LossyPass):
     """What both passes share: options of storage, and the choice."""
 
     default_sqnr: ClassVar[float | None] = None
     half: ClassVar[Format] = FP16
 
-    overflow: str = _option("float", "weights beyond the format: leave them, or clamp them", choices=("float", "clamp"))
-    exclude: str = _option("", "regular expression of node names that stay as they are")
-
-    def __post_init__(self) -> None:
-        try:
-            re.compile(self.exclude)
-        except re.error as error:
-            raise OptionError(f"exclude: {self.exclude!r} is no regular expression: {error}") from None
-
-    def excluded(self, node: gs.Node, ctx: Context) -> bool:
-        """Whether the user asked to leave a node alone."""
-        return ctx.excluded(node) or bool(self.exclude and re.search(self.exclude, node.name))
+    overflow: str = option("float", "weights beyond the format: leave them, or clamp them", choices=("float", "clamp"))
+    exclude: str = option("", "regular expression of node names that stay as they are")
 
     def stored(
         self, model: Model, plan: Plan, strength: float, ctx: Context
@@ -78,12 +63,12 @@ class Fp16(_Halves):
 
     name: ClassVar[str] = "fp16"
 
-    compute: str = _option(
+    compute: str = option(
         "auto",
         "fp16 arithmetic: where the target has it, wherever possible, or nowhere",
         choices=("auto", "all", "none"),
     )
-    keep_io: bool = _option(True, "inputs and outputs stay float; false: they become fp16 where nodes compute in it")
+    keep_io: bool = option(True, "inputs and outputs stay float; false: they become fp16 where nodes compute in it")
 
     @property
     def explicit(self) -> bool:

@@ -36,8 +36,11 @@ def store(
         loss, over = formats.lost(held.values, half), formats.overflows(held.values, half)
         if id(held) in outputs:
             continue
-        if excluded(reader):
-            skips.append(Skip(reader.name, "excluded by the user"))
+        out = next((r for r in held.outputs if excluded(r)), None)
+        if out is not None:
+            why = "excluded by the user"
+            why = why if out is reader else f"'{out.name}', which is excluded, reads '{held.name}' too"
+            skips.append(Skip(reader.name, why))
         elif over and not clamp:
             skips.append(Skip(reader.name, f"'{held.name}' has values beyond {half.most:g}: stays float"))
         elif loss > half.noise and not over:

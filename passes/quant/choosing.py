@@ -103,8 +103,8 @@ def _held(plan: Plan, levels: _Levels, label: str, propose: Propose, floor_db: f
         nodes = frozenset(regions.only_useful(plan.base, propose(aim), plan.target))
         spare = levels.of(nodes) - floor_db
         tried[nodes] = spare
-        if spare < 0:
-            low = max(aim, min(_db(_noise(plan, nodes)), high))
+        if not spare >= 0:  # NaN holds nothing
+            low = max(aim, min(sensitivity.decibels(_noise(plan, nodes)), high))
             aim = low - spare + 0.5 if best is None else (low + high) / 2
         elif nodes == best or spare < CLOSE:
             best, high = nodes, aim
@@ -117,10 +117,6 @@ def _held(plan: Plan, levels: _Levels, label: str, propose: Propose, floor_db: f
         best = max(tried, key=lambda n: tried[n])
         return best if tried[best] >= -MISSED or plan.kept else frozenset()
     return best
-
-
-def _db(noise: float) -> float:
-    return -10 * math.log10(max(noise, 1e-30))
 
 
 class _Levels:
@@ -137,7 +133,7 @@ class _Levels:
             assert self.plan.base is not None
             self.plain = self.plain or self._outputs(reference(self.plan))
             noise = sensitivity.noise_of(self.plain, self._outputs(build(self.plan, nodes)))
-            self.known[nodes] = _db(noise)
+            self.known[nodes] = sensitivity.decibels(noise)
         return self.known[nodes]
 
     def _outputs(self, model: Model) -> list[dict[str, Any]]:
@@ -179,9 +175,9 @@ def _everything(plan: Plan, aim: float, share: float) -> set[str]:
     """All nodes but those of the loudest tensors and weights."""
     assert plan.base is not None
     banned, deaf = _banned(plan, aim, share)
-    readers = placement.folds(plan.base, plan.target)
-    inner = {r.inputs[0].name: r.outputs[0].name for n, r in readers.items() if n in plan.able}
-    able = {n: node for n, node in regions.without(plan.able, banned, inner).items() if n not in deaf}
+    folded = {n: r for n, r in placement.folds(plan.base, plan.target).items() if n in plan.able}
+    quiet = regions.without(plan.able, banned, plan.target, folded)
+    able = {n: node for n, node in quiet.items() if n not in deaf}
     linear = [n for n, node in able.items() if eligible.is_linear(node)]
     return _with_makers(plan, able, placement.between(plan.base, able, linear))
 
@@ -243,7 +239,9 @@ def _noise(plan: Plan, nodes: Collection[str]) -> float:
 
 def _banned(plan: Plan, aim: float, share: float) -> tuple[frozenset[str], set[str]]:
     """Tensors that are not quantized and nodes whose weight is not, so that the sum of the rest is quiet enough."""
-    readers = {w: n for n, w in _weights(plan).items()}
+    readers: dict[str, set[str]] = {}
+    for node, weight in _weights(plan).items():
+        readers.setdefault(weight, set()).add(node)
     both = {("tensor", g): v for g, v in plan.noise.items()}
     both |= {("weight", w): v for w, v in plan.loud.items() if w in readers}
     keys = {f"{kind} {name}": (kind, name) for kind, name in both}
@@ -251,7 +249,7 @@ def _banned(plan: Plan, aim: float, share: float) -> tuple[frozenset[str], set[s
     groups = plan.full.groups()
     spared = {t.name for n in plan.kept for t in (*plan.able[n].outputs, *plan.able[n].inputs)}
     tensors = frozenset(t for kind, g in chosen if kind == "tensor" for t in groups[g] if t not in spared)
-    return tensors, {readers[w] for kind, w in chosen if kind == "weight"} - plan.kept
+    return tensors, {n for kind, w in chosen if kind == "weight" for n in readers[w]} - plan.kept
 
 
 def _with_makers(plan: Plan, able: Mapping[str, gs.Node], nodes: set[str]) -> set[str]:

@@ -42,6 +42,15 @@ def moves(node: gs.Node) -> bool:
     return bool(quant and quant.shares)
 
 
+def bias_by_output(node: gs.Node) -> bool:
+    """Whether a product adds nothing, or a constant of one value or one for each output, which can be shifted, scaled
+    and written as integers; a Gemm may also add a whole matrix, or one value for each row."""
+    bias = edit.get(node, 2)
+    if bias is None:
+        return True
+    return isinstance(bias, gs.Constant) and int(np.prod(bias.shape)) in (1, *bias.shape[-1:])
+
+
 def _conv(node: gs.Node) -> str:
     if not isinstance(node.inputs[1], gs.Constant):
         return "its weight is computed in the graph"
@@ -57,11 +66,7 @@ def _gemm(node: gs.Node) -> str:
         or (a.get("beta", 1.0) != 1.0 and edit.get(node, 2) is not None)
     ):
         return "no integer kernel for transA, alpha or beta"
-    why = _conv(node)
-    bias = edit.const(node, 2)
-    if not why and bias is not None and (bias.ndim > 2 or (bias.ndim == 2 and bias.shape[0] != 1)):
-        return "its bias is not one value per output"
-    return why
+    return _conv(node) or ("" if bias_by_output(node) else "its bias is not one value per output")
 
 
 def _matmul(node: gs.Node) -> str:

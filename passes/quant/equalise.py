@@ -23,6 +23,7 @@ from ...runtime.feeds import Feeds
 from ..bands import mapped
 from ..base import Context
 from . import affine, smooth
+from .eligible import bias_by_output
 from .placement import bounds_of, clip_is_constant
 
 FEEDS = 16
@@ -70,7 +71,7 @@ def layer(node: gs.Node) -> ops.Weight | None:
     weight, held, bias = ops.facts(node).weight(node), node.inputs[1], edit.get(node, 2)
     if weight is None or weight.index != 1 or len(held.outputs) != 1 or np.dtype(held.dtype) != np.float32:
         return None
-    if bias is not None and (not isinstance(bias, gs.Constant) or np.prod(bias.shape) != held.shape[weight.out_axis]):
+    if bias is not None and (not bias_by_output(node) or np.prod(bias.shape) != held.shape[weight.out_axis]):
         return None
     depthwise = weight.groups == held.shape[weight.out_axis] and held.shape[weight.in_axis] == 1
     plain = node.op != "Gemm" or (node.attrs.get("alpha", 1.0) == node.attrs.get("beta", 1.0) == 1.0)
@@ -239,6 +240,8 @@ def apply(model: Model, found: Mapping[str, np.ndarray]) -> int:
         if not node.inputs or not node.outputs:
             continue
         rows, columns = found.get(node.outputs[0].name), found.get(node.inputs[0].name)
+        if columns is not None and (columns == 1).all():  # of any length: barred channels may lie along another axis
+            columns = None
         if weight is None and not _norm(node):
             changed += affine.scale(model, node, rows, columns)
         elif _norm(node):

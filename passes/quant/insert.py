@@ -25,6 +25,7 @@ class Recipe:
 
     scales: by tensor name. weights: by node name, of linear nodes with a constant weight. shifts: by node name, added
     to the float bias before it is rounded (bias correction), [output channels]. integer_biases: biases become int32.
+    symmetric: zero points are 0, those of constants too.
     """
 
     placement: Placement
@@ -32,6 +33,7 @@ class Recipe:
     weights: Mapping[str, Packed]
     shifts: Mapping[str, np.ndarray] = field(default_factory=dict)
     integer_biases: bool = True
+    symmetric: bool = False
 
 
 class Pool:
@@ -124,7 +126,8 @@ def _constant_operands(pool: Pool, node: gs.Node, recipe: Recipe) -> None:
         if not isinstance(held, gs.Constant):
             continue
         values = np.asarray(held.values, np.float32)
-        scale = to_scale(float(values.min(initial=0.0)), float(values.max(initial=0.0)), kind)
+        ends = float(values.min(initial=0.0)), float(values.max(initial=0.0))
+        scale = to_scale(*ends, kind, recipe.symmetric)
         low, high = scale.limits
         integers = np.clip(np.rint(values / np.float32(scale.scale)) + scale.zero, low, high).astype(scale.dtype)
         zero: np.ndarray = np.asarray(scale.zero, scale.dtype)

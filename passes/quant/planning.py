@@ -18,7 +18,7 @@ from .. import opset
 from ..base import Context, Skip
 from ..target import Target
 from . import eligible, equalise, outliers, placement, prepare, rounding, sensitivity, statistics, tuning
-from .calibrate import METHODS
+from .calibrate import METHODS, Seen
 from .overrides import Overrides
 from .placement import Placement
 from .rounding import Rounded
@@ -102,6 +102,14 @@ def make(
     apart = placement.place(base, nodes, replace(ctx.target, residual=True))  # what a residual leaves to its kernel now
     names = dict.fromkeys((*full.quantized(), *apart.quantized()))  # counts where the sum stays float
     seen = statistics.collect(base, names, settings, ctx, ctx.fit)
+    unseen = _unseen(able, seen)
+    if unseen:
+        able = {n: node for n, node in able.items() if n not in unseen}
+        skips = (*skips, *(Skip(n, why) for n, why in unseen.items() if n in nodes))
+        nodes = between(base, able)
+        full = placement.place(base, nodes, ctx.target)
+        if not nodes:
+            return stored_only(model, ctx, settings, "no layer that has an integer kernel met any data", skips)
     rounded = _rounded(base, ctx, settings)
     stats = Statistics(settings, seen, probe.shapes(base, ctx.fit.first()), rounded, _methods(base, overrides))
     noise = sensitivity.measure(base, full, stats, ctx.fit, ctx)
@@ -114,6 +122,18 @@ def make(
     return Plan(
         base, ctx.target, "", chosen, full, stats, noise, loud, rounded, {}, kept, tail, factors, divided, skips
     )
+
+
+def _unseen(able: Mapping[str, gs.Node], seen: Mapping[str, Seen]) -> dict[str, str]:
+    """{node: why} of nodes beside a tensor that was empty on every feed (in the second stage of a detector that found
+    nothing): it has no range."""
+    empty, found = {n for n, s in seen.items() if not s.counts.any()}, {}
+    for name, node in able.items():
+        beside = [t.name for t in (*(node.inputs[k] for k in eligible.activations(node)), *node.outputs)]
+        lost = next((t for t in beside if t in empty), None)
+        if lost is not None:
+            found[name] = f"no values of '{lost}' were seen on any feed"
+    return found
 
 
 def _evened(

@@ -110,7 +110,7 @@ def _biased(rw: Rewriter, node: gs.Node) -> Outcome:
         if shape is None or len(shape) < 3 or w is None or w.ndim != 2 or bias is None:
             continue
         lead = [d if isinstance(d, int) else -1 for d in shape[:-1]]
-        if bias.shape[-1:] != (w.shape[1],) or bias.size != w.shape[1] or lead.count(-1) > 1:
+        if bias.shape[-1:] != (w.shape[1],) or bias.size != w.shape[1] or bias.ndim > len(shape) or lead.count(-1) > 1:
             continue
         return _rows(rw, node, product, edit.constant(rw.model, f"{node.name}_bias", bias.reshape(-1)), lead)
     return None

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import onnx_graphsurgeon as gs
 
 from ...ir import Model
-from ...ir.errors import OptionError
 from ..base import Context, LossyPass, PassResult, Skip
+from ..options import Excluding, option
 from ..target import Target
 from . import calibrate, choosing, clips, eligible, equalise, insert, outliers, planning, prepare, storage
 from .overrides import Overrides
@@ -23,12 +23,8 @@ COMPUTED, STORED = 1.5, 6.0
 """dB above a limit on SQNR that integer kernels and stored weights aim at: together they meet it, elsewhere too."""
 
 
-def _option(default: Any, text: str, **more: Any) -> Any:
-    return field(default=default, metadata={"help": text, **more})
-
-
 @dataclass(frozen=True)
-class Quant(LossyPass):
+class Quant(Excluding, LossyPass):
     """Static INT8: calibrated, fused as the target fuses, only where it is faster; other weights stored in 8 bits.
 
     Activations are calibrated on the data, weights are symmetric per channel, biases int32. Tensors that hurt the
@@ -39,34 +35,31 @@ class Quant(LossyPass):
     raises_opset: ClassVar[bool] = True
     default_sqnr: ClassVar[float | None] = None  # kept when it pays; `floor` holds its own noise
 
-    calibrate: str = _option(
+    calibrate: str = option(
         "auto",
         "how ranges of activations are chosen; auto: mse, the loudest by the error of the outputs",
         choices=("auto", *calibrate.METHODS),
     )
-    percentile: float = _option(99.99, "for calibrate=percentile: per cent of values kept", min=50.0, max=100.0)
-    weights: str = _option("per_channel", "scales of weights", choices=("per_channel", "per_tensor"))
-    exclude: str = _option("", "regular expression of node names that stay as they are")
-    layers: str = _option("", "single layers, REGEX=HOW;…: float, int8 (however loud), or a method of calibration")
-    compute: str = _option(
+    percentile: float = option(99.99, "for calibrate=percentile: per cent of values kept", min=50.0, max=100.0)
+    weights: str = option("per_channel", "scales of weights", choices=("per_channel", "per_tensor"))
+    exclude: str = option("", "regular expression of node names that stay as they are")
+    layers: str = option("", "single layers, REGEX=HOW;…: float, int8 (however loud), or a method of calibration")
+    compute: str = option(
         "auto", "integer kernels: where they pay, wherever possible, or nowhere", choices=("auto", "all", "none")
     )
-    types: str = _option(
+    types: str = option(
         "auto", "activations × weights; auto: what the target is fast with", choices=("auto", "u8s8", "s8s8")
     )
-    store: bool = _option(True, "store weights of float layers in 8 bits")
-    floor: float = _option(25.0, "dB of output SQNR that is held by leaving the most sensitive tensors float")
-    rounding: str = _option(
+    store: bool = option(True, "store weights of float layers in 8 bits")
+    floor: float = option(25.0, "dB of output SQNR that is held by leaving the most sensitive tensors float")
+    rounding: str = option(
         "second_order", "of weights: for the inputs they meet, or to nearest", choices=("second_order", "nearest")
     )
 
-    equalise: bool = _option(True, "bring the channels of a tensor to like ranges by exact factors in the weights")
+    equalise: bool = option(True, "bring the channels of a tensor to like ranges by exact factors in the weights")
 
     def __post_init__(self) -> None:
-        try:
-            re.compile(self.exclude)
-        except re.error as error:
-            raise OptionError(f"exclude: {self.exclude!r} is no regular expression: {error}") from None
+        super().__post_init__()
         Overrides.parse(self.layers)
 
     @property
@@ -85,7 +78,7 @@ class Quant(LossyPass):
             ctx.note(f"quant: {why}")
             return planning.stored_only(model, ctx, self._settings(ctx.target), why)
         overrides = Overrides.parse(self.layers)
-        return planning.make(model, ctx, self._settings(ctx.target), lambda n: self._excluded(n, ctx), overrides)
+        return planning.make(model, ctx, self._settings(ctx.target), lambda n: self.excluded(n, ctx), overrides)
 
     def apply(self, model: Model, plan: Plan, strength: float, ctx: Context) -> PassResult:
         """Integer kernels for all but the loudest 1 - strength of tensors, where that pays; else storage."""
@@ -117,16 +110,17 @@ class Quant(LossyPass):
             self.calibrate == "auto",
         )
 
-    def _excluded(self, node: gs.Node, ctx: Context) -> bool:
+    def excluded(self, node: gs.Node, ctx: Context) -> bool:
+        """Whether the user asked to leave a node alone, or said that it is to be float."""
         said = Overrides.parse(self.layers).of(node.name) if self.layers else ""
-        return ctx.excluded(node) or said == "float" or bool(self.exclude and re.search(self.exclude, node.name))
+        return said == "float" or super().excluded(node, ctx)
 
     def _stored(self, model: Model, plan: Plan, strength: float, ctx: Context, why: str) -> PassResult:
         """Only the storage of weights."""
         did: dict[str, int] = {}
         skips: tuple[Skip, ...] = ()
         if plan.base is not None:
-            prepare.prepare(model, lambda n: self._excluded(n, ctx))
+            prepare.prepare(model, lambda n: self.excluded(n, ctx))
             prepare.finish(model, ctx.target)
         if self.store:
             equalise.apply(model, plan.factors)  # the integers in the plan are those of scaled weights
@@ -135,7 +129,7 @@ class Quant(LossyPass):
             equalise.apply(model, undone)
             rounded = clips.known(model, undone, rounded)
             level = self._level(ctx, COMPUTED)
-            did, skips = storage.store(model, (), lambda n: self._excluded(n, ctx), strength, loud, rounded, level)
+            did, skips = storage.store(model, (), lambda n: self.excluded(n, ctx), strength, loud, rounded, level)
         reason = (Skip("", why),) if why else ()
         return PassResult(bool(did), did, (*reason, *skips, *plan.skips), {"candidates": plan.table})
 
@@ -155,7 +149,7 @@ class Quant(LossyPass):
             counts, more = storage.store(
                 model,
                 choice.nodes,
-                lambda n: self._excluded(n, ctx),
+                lambda n: self.excluded(n, ctx),
                 loud=loud,
                 rounded=rounded,
                 floor_db=self._level(ctx, STORED) - 20 * math.log10(strength),  # as `choose` leaves amplitudes of noise

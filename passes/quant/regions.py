@@ -103,7 +103,7 @@ def cut(
         plain, integer = (known or {}).get(node.name) or costs.of(node, shapes)
         net.add("integers", key[node.name], plain)
         net.add(key[node.name], "float", integer + tolls.nodes.get(node.name, 0.0))
-    _collect(net, able, key, tolls)
+    _collect(net, able, key, target, tolls)
     tensors = {id(t): t for n in able.values() for t in (*n.outputs, *(n.inputs[k] for k in activations(n)))}
     for tensor in tensors.values():
         if isinstance(tensor, gs.Variable):
@@ -121,12 +121,12 @@ def _keys(model: Model, able: Mapping[str, gs.Node], target: Target) -> dict[str
     return key
 
 
-def _collect(net: _Network, able: Mapping[str, gs.Node], key: Mapping[str, str], tolls: Tolls) -> None:
+def _collect(net: _Network, able: Mapping[str, gs.Node], key: Mapping[str, str], target: Target, tolls: Tolls) -> None:
     """A group pays once one of the nodes that make or read its tensors computes in integers."""
     for group, toll in tolls.groups.items():
         net.add(f"{group} quantized at all", "float", toll)
     for node in able.values():
-        makes = [] if node.op in ("MatMul", "Gemm") else node.outputs  # these can hand out floats
+        makes = [] if node.op in target.hands_out else node.outputs
         for tensor in (*makes, *(node.inputs[k] for k in activations(node))):
             group = tolls.group.get(tensor.name, "")
             if group in tolls.groups:
@@ -150,17 +150,22 @@ def _border(
 
 
 def without(
-    able: Mapping[str, gs.Node], banned: Collection[str], folded: Mapping[str, str] | None = None
+    able: Mapping[str, gs.Node],
+    banned: Collection[str],
+    target: Target,
+    folded: Mapping[str, gs.Node] | None = None,
 ) -> dict[str, gs.Node]:
-    """The able nodes that neither make nor read a banned tensor (the output of a MatMul may stay float).
+    """The able nodes that neither make nor read a banned tensor (what a kernel can hand out as floats may stay float).
 
-    folded: tensors inside fused kernels, which are never quantized, and the tensor that each kernel hands out instead.
+    folded: the activations that vanish into nodes, by the nodes' names: what they read is never quantized, and what
+    they make is what the kernel hands out.
     """
-    inner, kept = folded or {}, {}
+    ends, kept = folded or {}, {}
+    inner = {r.inputs[0].name for r in ends.values()}
     for name, node in able.items():
-        reads = {node.inputs[k].name for k in activations(node)} - set(inner)
-        out = node.outputs[0].name
-        makes = set() if node.op in ("MatMul", "Gemm") and out not in inner else {inner.get(out, out)}
+        reads = {node.inputs[k].name for k in activations(node)} - inner
+        last = ends.get(name, node)
+        makes = set() if last.op in target.hands_out else {last.outputs[0].name}
         if not (reads | makes) & set(banned):
             kept[name] = node
     return kept

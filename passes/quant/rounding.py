@@ -19,6 +19,7 @@ from ...runtime.feeds import Feeds
 from ...runtime.moments import Moment
 from ..bands import bands
 from ..base import Context
+from .eligible import bias_by_output
 from .weights import Packed, descend, nearest, ordered_factor, passed_on, rows, search_scale, unrows
 
 WIDEST = 2304  # columns; the inverse of a larger moment takes longer than it is worth
@@ -35,7 +36,7 @@ class Rounded:
 
 
 def refine(model: Model, feeds: Feeds, ctx: Context) -> dict[str, Rounded]:
-    """{weight's name: Rounded} for layers of the main graph whose weight no other node reads."""
+    """{weight's name: Rounded} for layers of the main graph that met inputs and whose weight no other node reads."""
     layers = {n.name: n for n in model.graph.nodes if _suits(n)}
     found: dict[str, Rounded] = {}
     if not layers:
@@ -48,6 +49,7 @@ def refine(model: Model, feeds: Feeds, ctx: Context) -> dict[str, Rounded]:
         seed=ctx.seed,
         threads=ctx.workers,
         progress=ctx.on_progress,
+        skip_unseen=True,
     )
     for name, moment in stream:
         found[layers[name].inputs[1].name] = _round(layers[name], moment)
@@ -58,7 +60,8 @@ def _suits(node: gs.Node) -> bool:
     if node.op not in ("Conv", "Gemm", "MatMul") or not isinstance(edit.get(node, 1), gs.Constant):
         return False
     held = node.inputs[1]
-    plain = node.op != "Gemm" or not (node.attrs.get("transA", 0) or node.attrs.get("alpha", 1.0) != 1.0)
+    a = node.attrs
+    plain = node.op != "Gemm" or (not a.get("transA", 0) and a.get("alpha", 1.0) == a.get("beta", 1.0) == 1.0)
     rank = len(held.shape) == 2 if node.op == "MatMul" else len(held.shape) >= 2
     return (
         plain
@@ -66,7 +69,7 @@ def _suits(node: gs.Node) -> bool:
         and np.dtype(held.dtype) == np.float32
         and len(held.outputs) == 1
         and isinstance(node.inputs[0], gs.Variable)
-        and (node.op == "MatMul" or edit.get(node, 2) is None or edit.const(node, 2) is not None)
+        and (node.op == "MatMul" or bias_by_output(node))
     )
 
 

@@ -7,6 +7,7 @@ of noise at the outputs to noise at the tensor that was seen at the measured one
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -166,12 +167,28 @@ def noise_of(plain: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, An
     for a, b in zip(plain, other):
         for name, x in a.items():
             if isinstance(x, np.ndarray) and x.dtype.kind == "f":
-                wide = x.astype(np.float64)
+                signal, noise = _powers(x, b[name])
                 total = sums.setdefault(name, [0.0, 0.0])
-                total[0] += float((wide**2).sum())
-                total[1] += float(((b[name] - wide) ** 2).sum())
+                total[0] += signal
+                total[1] += noise
     ratios = [n / s if s > 0 else float(n > 0) for s, n in sums.values()]
     return float(np.mean(ratios)) if ratios else 0.0
+
+
+def decibels(noise: float) -> float:
+    """SQNR of such noise; 300 dB and no more of none."""
+    return -10 * math.log10(max(noise, 1e-30))
+
+
+def _powers(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+    """Sums of squares of an output and of its error, over what is finite in it (masked logits are not). Another shape,
+    or values that are no longer finite, are noise as loud as the signal."""
+    wide, finite, alike = x.astype(np.float64), np.isfinite(x), x.shape == y.shape
+    if not finite.all():
+        wide, y = wide[finite], y[finite] if alike else y
+    signal = float((wide**2).sum())
+    noise = float(((y - wide) ** 2).sum()) if alike else np.inf
+    return signal, noise if np.isfinite(noise) else max(signal, 1e-30)
 
 
 def loudest(noise: Mapping[str, float], floor_db: float, share: float = 0.0) -> set[str]:

@@ -150,7 +150,8 @@ def peak(seen: Range) -> np.ndarray | None:
 
 
 def rows(model: Model, names: Sequence[str], feeds: Feeds, ctx: Context) -> dict[str, np.ndarray]:
-    """{tensor: [rows, channels]} evenly taken from a few feeds, in waves under the budget for statistics."""
+    """{tensor: [rows, channels]} evenly taken from a few feeds, in waves under the budget for statistics; without those
+    that had no rows."""
     looked, taken = feeds.spread(FEEDS), {}
     for wave in ranges.plan(model, names, looked, ctx.memory_mb):
         tap = Tap(model, wave, threads=ctx.workers)
@@ -159,5 +160,6 @@ def rows(model: Model, names: Sequence[str], feeds: Feeds, ctx: Context) -> dict
             for name, value in tap.run(feed).items():
                 flat = value.reshape(-1, value.shape[-1])
                 parts[name].append(flat[:: max(1, len(flat) // ROWS)][:ROWS].astype(np.float32))
-        taken.update({n: np.concatenate(p) for n, p in parts.items()})
+        joined = {n: np.concatenate(p) for n, p in parts.items()}
+        taken.update({n: x for n, x in joined.items() if len(x)})
     return taken

@@ -95,7 +95,7 @@ class Statistics:
                 known = self.rounded.get(node.inputs[1].name)
                 if known is not None and known.shift is not None and packed[node.name] is known.packed:
                     shifts[node.name] = known.shift
-        return Recipe(placement, scales, packed, shifts, self.settings.integer_biases)
+        return Recipe(placement, scales, packed, shifts, self.settings.integer_biases, self.settings.symmetric)
 
     def packed(self, node: gs.Node, x: Scale) -> Packed:
         """The integer weight of a linear node whose input has scale `x`."""

@@ -63,7 +63,8 @@ def weights(
     excluded: Callable[[gs.Node], bool] = _nobody,
 ) -> dict[str, Stored]:
     """Weights of every level that may be stored in 8 bits, by name. rounded: integers made with knowledge of the
-    inputs, by weight; the others are rounded to nearest. skip: nodes to leave alone."""
+    inputs, by weight; the others are rounded to nearest. skip: nodes to leave alone. excluded: nodes that are to read
+    their weights as they are, whoever reads them too."""
     found: dict[str, Stored] = {}
     results = edit.output_ids(model)  # a branch may hand out a constant
     for node in model.nodes():
@@ -71,7 +72,9 @@ def weights(
             continue
         for index, axis in places(node):
             held = edit.get(node, index)
-            if isinstance(held, gs.Constant) and held.name not in found and _fits(held) and id(held) not in results:
+            if not isinstance(held, gs.Constant) or any(excluded(r) for r in held.outputs):
+                continue
+            if held.name not in found and _fits(held) and id(held) not in results:
                 known = rounded.get(held.name)
                 packed, shift = (pack(held.values, axis), None) if known is None else (known.packed, known.shift)
                 found[held.name] = Stored(held, node, axis, packed, shift)
@@ -95,7 +98,7 @@ def store(
     """
     if model.opset < OPSET:
         return {}, (Skip("", f"opset {model.opset} is too old to store weights in 8 bits ({OPSET} or later)"),)
-    skips = [Skip(n.name, "excluded by the user") for n in model.nodes() if places(n) and excluded(n)]
+    skips = _refused(model, skip, excluded)
     homes = edit.homes_of_constants(model)
     found, levels = weights(model, rounded or {}, skip, excluded), dict(loud or {})
     narrow = _quiet(found, levels, share)
@@ -109,6 +112,20 @@ def store(
     order.sort(model)
     counts = {"weights stored in 8 bits": len(found) - len(fine), "weights stored in 16 bits": len(fine)}
     return {k: v for k, v in counts.items() if v}, tuple(skips)
+
+
+def _refused(model: Model, skip: Collection[str], excluded: Callable[[gs.Node], bool]) -> list[Skip]:
+    """Excluded nodes with weights, and those that read the weight of one."""
+    skips = []
+    for node in model.nodes():
+        held = [edit.get(node, k) for k, _ in places(node)]
+        with_them = [(t, r) for t in held if isinstance(t, gs.Constant) and _fits(t) for r in t.outputs if excluded(r)]
+        if held and excluded(node):
+            skips.append(Skip(node.name, "excluded by the user"))
+        elif with_them and node.name not in skip:
+            tensor, reader = with_them[0]
+            skips.append(Skip(node.name, f"'{reader.name}', which is excluded, reads '{tensor.name}' too"))
+    return skips
 
 
 def _quiet(found: Mapping[str, Stored], levels: Mapping[str, float], share: float) -> dict[str, int]:

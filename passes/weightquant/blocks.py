@@ -69,8 +69,13 @@ def spread(per_block: np.ndarray, block: int) -> np.ndarray:
     return np.repeat(per_block, block, axis=1)
 
 
-def block_of(columns: int, wanted: int, least: int = 16) -> int:
-    """The largest block up to `wanted` that divides the columns; 0 when that is below `least`."""
+def block_of(columns: int, wanted: int, least: int = 16, powers: bool = False) -> int:
+    """The largest block up to `wanted` that divides the columns; 0 when that is below `least`. powers: a power of two
+    and no less than `least`, as MatMulNBits has them."""
+    if powers:
+        common = columns & -columns  # the largest power of two that divides the columns
+        found = min(common, 1 << wanted.bit_length() - 1)
+        return found if found >= least else 0
     found = max(k for k in range(1, min(columns, wanted) + 1) if columns % k == 0)
     return found if found >= min(least, columns) else 0
 

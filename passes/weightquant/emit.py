@@ -11,7 +11,7 @@ Names are short on purpose: five of them a layer would weigh as much as its scal
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ml_dtypes
@@ -23,7 +23,6 @@ from ...ir import Model, edit
 from .blocks import Blocks
 
 CONTRIB = "com.microsoft"
-Shapes = dict[tuple[int, ...], gs.Constant]  # targets of Reshape, one a shape
 ACCURACY = 4  # of MatMulNBits: activations in int8 inside, the fast path
 
 
@@ -40,14 +39,43 @@ class Layer:
         """Whether the weight is kept as [rows, columns]."""
         return bool(self.node.attrs.get("transB", 0))
 
+    @property
+    def key(self) -> tuple[str, bool]:
+        """The weight and how it is read."""
+        return str(self.node.inputs[1].name), self.transposed
+
     def matrix(self) -> np.ndarray:
         """The weight, [rows, columns]."""
         values = self.node.inputs[1].values
         return values if self.transposed else values.T
 
 
-def folded(model: Model, layer: Layer, found: Blocks, shapes: Shapes) -> None:
+@dataclass
+class Pool:
+    """What layers of one model have in common. shapes: targets of Reshape. held: constants of a weight's blocks, and
+    restored: what is made of them, for every layer that has the same ones."""
+
+    model: Model
+    shapes: dict[tuple[int, ...], gs.Constant] = field(default_factory=dict)
+    held: dict[tuple[int, str], gs.Constant] = field(default_factory=dict)
+    restored: dict[int, gs.Variable] = field(default_factory=dict)
+
+    def constant(self, found: Blocks, what: str, values: np.ndarray) -> gs.Constant:
+        """A part of these blocks."""
+        key = (id(found), what)
+        if key not in self.held:
+            self.held[key] = edit.constant(self.model, what, values)
+        return self.held[key]
+
+
+def folded(pool: Pool, layer: Layer, found: Blocks) -> None:
     """Restore the weight by operators that are folded at load."""
+    if id(found) not in pool.restored:
+        pool.restored[id(found)] = _restored(pool.model, layer, found, pool.shapes)
+    edit.set_input(layer.node, 1, pool.restored[id(found)])
+
+
+def _restored(model: Model, layer: Layer, found: Blocks, shapes: dict[tuple[int, ...], gs.Constant]) -> gs.Variable:
     held = layer.node.inputs[1]
     # blocks of the contraction stay neighbours: [rows, blocks, block], or [blocks, block, rows] for a [columns, rows]
     side = (layer.rows, found.scale.shape[1], 1)
@@ -66,36 +94,37 @@ def folded(model: Model, layer: Layer, found: Blocks, shapes: Shapes) -> None:
     if found.divisor is not None:
         part = found.divisor if layer.transposed else found.divisor[:, None]
         now = _made(model, "Mul", [now, edit.constant(model, "divisor", np.ascontiguousarray(1 / part))], shape)
-    edit.set_input(layer.node, 1, now)
+    return now
 
 
-def dequantize(model: Model, layer: Layer, found: Blocks, shapes: Shapes) -> None:
+def dequantize(pool: Pool, layer: Layer, found: Blocks) -> None:
     """DequantizeLinear with blocks along the contraction; a Gemm becomes MatMul and Add, as runtimes fuse it."""
+    model = pool.model
     parts = [_integers(found.values.T, found), np.ascontiguousarray(found.scale.T)]
     if found.zero is not None:
         parts.append(_integers(found.zero.T, found))
-    inputs = [edit.constant(model, what, a) for what, a in zip("qsz", parts)]
+    inputs = [pool.constant(found, what, a) for what, a in zip("qsz", parts)]
     attrs = {"axis": 0, "block_size": found.block}
     out = _made(model, "DequantizeLinear", inputs, (layer.columns, layer.rows), attrs)
     _product(model, layer, "MatMul", [_divided(model, layer, found), out], {}, "")
 
 
-def nbits(model: Model, layer: Layer, found: Blocks, shapes: Shapes) -> None:
+def nbits(pool: Pool, layer: Layer, found: Blocks) -> None:
     """ONNX Runtime's MatMulNBits."""
-    blocks = found.scale.shape[1]
+    model, blocks = pool.model, found.scale.shape[1]
     offset = 0 if found.zero is not None else 2 ** (found.bits - 1)  # its integers are unsigned
     values = (found.values + offset).astype(np.uint8).reshape(layer.rows, blocks, found.block)
     packed = _nibbles(values) if found.bits == 4 else values
     inputs = [
         _divided(model, layer, found),
-        edit.constant(model, "q", packed),
-        edit.constant(model, "s", found.scale.reshape(-1)),
+        pool.constant(found, "q", packed),
+        pool.constant(found, "s", found.scale.reshape(-1)),
     ]
     if found.zero is not None:
         zero = found.zero.astype(np.uint8)
         if found.bits == 4:
             zero = _nibbles(np.pad(zero, ((0, 0), (0, zero.shape[1] % 2))))
-        inputs.append(edit.constant(model, "z", zero.reshape(-1)))
+        inputs.append(pool.constant(found, "z", zero.reshape(-1)))
     attrs = {"K": layer.columns, "N": layer.rows, "bits": found.bits, "block_size": found.block}
     _product(model, layer, "MatMulNBits", inputs, attrs | {"accuracy_level": ACCURACY}, CONTRIB)
     model.header.opsets.setdefault(CONTRIB, 1)

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
-import onnx_graphsurgeon as gs
 
 from ...ir import Model, order, shapes
-from ...ir.errors import OptionError
 from ...runtime import Session, latency, moments
 from .. import opset
 from ..base import Context, LossyPass, PassResult, Skip
 from ..dynquant.layers import product_reason
+from ..options import Excluding, option
 from ..quant import rounding, sensitivity, storage
 from ..quant.rounding import Rounded
 from ..transaction import adopt
@@ -29,10 +26,6 @@ PAYS = 1.04  # as for integer regions: the spread of the pairwise timing is 1 to
 SECONDS = 2.0
 FEEDS, LOOKED_AT = 32, 4
 QUARTERS = 4  # steps in which layers go to 8 bits until the floor holds
-
-
-def _option(default: Any, text: str, **more: Any) -> Any:
-    return field(default=default, metadata={"help": text, **more})
 
 
 @dataclass
@@ -48,7 +41,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class WeightQuant(LossyPass):
+class WeightQuant(Excluding, LossyPass):
     """Weights of matrix products in 4 or 8 bits with a scale a block; activations float; other weights in 8 bits.
 
     For models whose time goes into reading weights (one token at a time) or whose file is too large. By default the
@@ -60,28 +53,22 @@ class WeightQuant(LossyPass):
     raises_opset: ClassVar[bool] = True
     default_sqnr: ClassVar[float | None] = None  # the file shrinks in any case; `floor` holds the noise
 
-    bits: int = _option(4, "of a weight", choices=(4, 8))
-    block: int = _option(32, "weights that share a scale, along the contraction", min=16, max=4096)
-    symmetric: bool = _option(True, "no zero points")
-    method: str = _option(
+    bits: int = option(4, "of a weight", choices=(4, 8))
+    block: int = option(32, "weights that share a scale, along the contraction", min=16, max=4096)
+    symmetric: bool = option(True, "no zero points")
+    method: str = option(
         "gptq",
         "rounding: second order on the inputs met, to nearest, or activation-aware scaling",
         choices=("gptq", "nearest", "awq"),
     )
-    form: str = _option(
+    form: str = option(
         "auto",
         "what the file holds; nbits is ONNX Runtime's own operator",
         choices=("auto", "folded", "dequantize", "nbits"),
     )
-    floor: float = _option(15.0, "dB of output SQNR that is held by giving the most sensitive layers 8 bits")
-    store: bool = _option(True, "store all other weights in 8 bits")
-    exclude: str = _option("", "regular expression of node names that stay as they are")
-
-    def __post_init__(self) -> None:
-        try:
-            re.compile(self.exclude)
-        except re.error as error:
-            raise OptionError(f"exclude: {self.exclude!r} is no regular expression: {error}") from None
+    floor: float = option(15.0, "dB of output SQNR that is held by giving the most sensitive layers 8 bits")
+    store: bool = option(True, "store all other weights in 8 bits")
+    exclude: str = option("", "regular expression of node names that stay as they are")
 
     def plan(self, model: Model, ctx: Context) -> Plan:
         """Raise the opset, and round every layer for the inputs it meets."""
@@ -118,12 +105,9 @@ class WeightQuant(LossyPass):
             if model.opset != before:
                 did["opset"] = f"{before} → {model.opset}"
         if self.store:
-            counts, more = storage.store(model, names, lambda n: self._excluded(n, ctx), rounded=plan.rounded)
+            counts, more = storage.store(model, names, lambda n: self.excluded(n, ctx), rounded=plan.rounded)
             did, skips = did | counts, (*skips, *more)
         return PassResult(bool(did), did, skips, {"candidates": plan.table})
-
-    def _excluded(self, node: gs.Node, ctx: Context) -> bool:
-        return ctx.excluded(node) or bool(self.exclude and re.search(self.exclude, node.name))
 
     def _rounded(self, model: Model, ctx: Context) -> Mapping[str, Rounded]:
         if not self.store or self.method == "nearest" or ctx.source == "random":
@@ -136,13 +120,14 @@ class WeightQuant(LossyPass):
             if node.op not in ("MatMul", "Gemm"):
                 continue
             reason = product_reason(node)
-            if not reason and self._excluded(node, ctx):
+            if not reason and self.excluded(node, ctx):
                 reason = "excluded by the user"
             if not reason:
                 shape = node.inputs[1].shape
                 rows, columns = shape if node.attrs.get("transB", 0) else reversed(shape)
-                if not blocks.block_of(columns, self.block):
-                    reason = f"its {columns} inputs have no divisor between 16 and {self.block} to make blocks of"
+                if not self._block(columns):
+                    what = "power of two" if self.form == "nbits" else "divisor"
+                    reason = f"its {columns} inputs have no {what} between 16 and {self.block} to make blocks of"
             if reason:
                 skips.append(Skip(str(node.name), reason))
             else:
@@ -152,12 +137,8 @@ class WeightQuant(LossyPass):
     def _round(self, model: Model, layers: Mapping[str, Layer], ctx: Context) -> dict[str, Blocks]:
         """{layer: blocks}, by falling quality at the layer's own output."""
         found: list[tuple[float, str, Blocks]] = []
-        if self.method == "nearest" or ctx.source == "random":
-            for name, layer in layers.items():
-                matrix = layer.matrix().astype(np.float64)
-                made = blocks.nearest(matrix, self._grid(layer))
-                found.append((float(((made.real() - matrix) ** 2).sum() / max((matrix**2).sum(), 1e-30)), name, made))
-        else:
+        known: dict[tuple[str, bool], Blocks] = {}  # a shared weight is rounded once, for the first that reads it
+        if self.method != "nearest" and ctx.source != "random":
             stream = moments.stream(
                 model,
                 list(layers),
@@ -166,16 +147,28 @@ class WeightQuant(LossyPass):
                 seed=ctx.seed,
                 threads=ctx.workers,
                 progress=ctx.on_progress,
+                skip_unseen=True,
             )
             for name, moment in stream:
                 matrix, second = layers[name].matrix().astype(np.float64), moment.second
-                method = blocks.gptq if self.method == "gptq" else blocks.awq
-                made = method(matrix, self._grid(layers[name]), second)
+                method, key = blocks.gptq if self.method == "gptq" else blocks.awq, layers[name].key
+                made = known[key] if key in known else method(matrix, self._grid(layers[name]), second)
+                known[key] = made
                 found.append((blocks.error(matrix, made, second), name, made))
+        seen = {name for _, name, _ in found}
+        for name in [n for n in layers if n not in seen]:
+            matrix, key = layers[name].matrix().astype(np.float64), layers[name].key
+            made = known[key] if key in known else blocks.nearest(matrix, self._grid(layers[name]))
+            known[key] = made
+            found.append((float(((made.real() - matrix) ** 2).sum() / max((matrix**2).sum(), 1e-30)), name, made))
         return {name: made for _, name, made in sorted(found, key=lambda f: f[:2])}
 
     def _grid(self, layer: Layer) -> Grid:
-        return Grid(self.bits, blocks.block_of(layer.columns, self.block), self.symmetric)
+        return Grid(self.bits, self._block(layer.columns), self.symmetric)
+
+    def _block(self, columns: int) -> int:
+        """Weights that share a scale; 0 when no block fits."""
+        return blocks.block_of(columns, self.block, powers=self.form == "nbits")
 
     def _held(self, plan: Plan, names: list[str], ctx: Context) -> list[str]:
         """The layers, less quarters of the most hurt until a few fit feeds keep the floor."""
@@ -187,7 +180,7 @@ class WeightQuant(LossyPass):
             if session is None:
                 break
             noise = sensitivity.noise_of(plain, [session.run(f) for f in feeds])
-            if -10 * math.log10(max(noise, 1e-30)) >= self.floor:
+            if sensitivity.decibels(noise) >= self.floor:
                 return kept
         return []
 
@@ -209,10 +202,10 @@ def build(plan: Plan, names: list[str], form: str) -> Model:
     """A new model with these layers in blocks."""
     model = plan.base.copy()
     nodes = {n.name: n for n in model.graph.nodes if n.name in set(names)}
-    targets: emit.Shapes = {}
+    pool = emit.Pool(model)
     for name in names:
         made, node = plan.found[name], nodes[name]
-        emit.FORMS[form](model, Layer(node, *made.values.shape), made, targets)
+        emit.FORMS[form](pool, Layer(node, *made.values.shape), made)
     order.sort(model)
     return model
 
