@@ -98,7 +98,7 @@ class Judge:
     @cached_property
     def wide(self) -> bool:
         """Whether feeds are so large that no session may stay for later."""
-        return wide(self._reference.feeds)
+        return wide(self._reference.feeds, self._reference.model)
 
     def release(self) -> None:
         """Let all sessions go; they come back when they are asked for."""

@@ -8,17 +8,21 @@ data and no data set can fill the memory. Every feed is validated against the mo
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
+from ..ir import shapes
 from ..ir.errors import DataError, SlimError
+from ..ir.model import Model
 
 Feed = dict[str, Any]
 DEFAULT_SAMPLES = 512  # feeds that are used of a larger data set when nobody says; statistics converge far earlier
 WIDE = 8 << 20  # bytes of a feed from which on the activations of sessions count, see `wide`
+ACTIVE = 192 << 20  # bytes of activations, all together, from which on they do
 
 
 class Source(Protocol):
@@ -219,10 +223,23 @@ def feed_bytes(feed: Feed) -> int:
     return sum(int(np.asarray(a).nbytes) for v in feed.values() for a in (v if isinstance(v, list) else [v]))
 
 
-def wide(feeds: Feeds) -> bool:
-    """Whether feeds are so large that the activations of each session count: an arena keeps up to ten times a feed's
-    bytes for as long as its session lives."""
-    return feed_bytes(feeds.first()) >= WIDE
+def wide(feeds: Feeds, model: Any) -> bool:
+    """Whether the activations of each session count: an arena keeps them, or up to ten times a feed's bytes, for as
+    long as its session lives. model: one whose shapes are inferred, or anything else that a session takes."""
+    feed = feeds.first()
+    return feed_bytes(feed) >= WIDE or (isinstance(model, Model) and _activations(model, feed) >= ACTIVE)
+
+
+def _activations(model: Model, feed: Feed) -> int:
+    """Bytes of the tensors of the main graph whose sizes are known but for the batch, which is the feed's."""
+    arrays = [a for a in feed.values() if isinstance(a, np.ndarray) and a.ndim]
+    batch, total = max((len(a) for a in arrays), default=1), 0
+    for tensor in (t for node in model.graph.nodes for t in node.outputs):
+        first, *rest = shapes.of(tensor) or (None,)
+        if tensor.dtype is not None and all(isinstance(d, int) for d in rest):
+            sizes = [first if isinstance(first, int) else batch, *rest]
+            total += math.prod(sizes) * np.dtype(tensor.dtype).itemsize
+    return total
 
 
 def resolve(spec: Any, model: Any, options: Any = None) -> Feeds:

@@ -8,6 +8,7 @@ channels are given up only where that pays.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -26,11 +27,15 @@ LEAST = 1e-4  # of the model's time that a step must save to be worth a look
 
 @dataclass(frozen=True)
 class Step:
-    """Units of one family that may go together: their losses, and the microseconds that it saves."""
+    """Units of one family that may go together: their losses, and the microseconds that it saves.
+
+    ends: how many are gone at each count of the ladder on the way, so that one may stop there.
+    """
 
     units: tuple[int, ...]
     losses: tuple[float, ...]
     saved: float
+    ends: tuple[int, ...]
 
     @property
     def price(self) -> float:
@@ -71,10 +76,11 @@ def paced(
         if not chosen:
             break
         for step in chosen:
-            work.remove(list(zip(step.units, step.losses)))
-            now = table.now()
-            result.stops.append(len(work.order))
-            result.us.append(now)
+            for start, end in itertools.pairwise((0, *step.ends)):
+                work.remove(list(zip(step.units[start:end], step.losses[start:end])))
+                now = table.now()
+                result.stops.append(len(work.order))
+                result.us.append(now)
     return result
 
 
@@ -127,7 +133,7 @@ def _steps(
     """Down to every lower count of the ladder that saves more than the count above it."""
     left, size = work.left[family], work.size[family]
     found: list[Step] = []
-    best, lost, taken = LEAST * table.total, dict[int, int](), 0
+    best, lost, taken, ends = LEAST * table.total, dict[int, int](), 0, list[int]()
     for count in sorted((n for n in counts if n < left), reverse=True):
         if count < (1 - MOST_OF_A_FAMILY) * size or left - count > len(ranked):
             break
@@ -135,9 +141,10 @@ def _steps(
             for line, n in work.ledger.living(unit):
                 lost[line] = lost.get(line, 0) + n
         taken = left - count
+        ends.append(taken)
         saved = table.saved(times, worth, lost)
         if saved > best * (1 + 1e-3):
             units = tuple(ranked[:taken])
-            found.append(Step(units, tuple(losses[u] for u in units), saved))
+            found.append(Step(units, tuple(losses[u] for u in units), saved, tuple(ends)))
             best = saved
     return found

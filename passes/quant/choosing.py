@@ -146,7 +146,7 @@ def _timed(plan: Plan, model: Model, found: list[Choice], ctx: Context) -> list[
     the other."""
     if is_large(model):
         return [replace(c, speedup=_alone(plan, model, c, ctx)) for c in found]
-    rows, step = [], 1 if wide(ctx.fit) else len(found)
+    rows, step = [], 1 if wide(ctx.fit, model) else len(found)
     for k in range(0, len(found), step):
         models = [model, *(build(plan, c.nodes) for c in found[k : k + step])]
         seconds = SECONDS * len(models)
