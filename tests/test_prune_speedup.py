@@ -153,3 +153,10 @@ def test_recorded_timings_give_the_same_choice() -> None:
 def test_speedup_stands_alone(options: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match="speedup"):
         Prune(speedup=1.5, **options)
+
+
+def test_a_large_step_has_stops_on_the_way_that_are_nearly_as_cheap() -> None:
+    step = lambda units, loss, saved: blocks.Step(tuple(range(units)), (loss / units,) * units, saved)  # noqa: E731
+    found = [step(2, 2.0, 0.1), step(4, 4.2, 4.0), step(6, 6.0, 6.0), step(8, 9.0, 6.5)]
+    best = blocks._cheapest_of(found)
+    assert len(best.units) == 6 and best.ends == (4, 6)

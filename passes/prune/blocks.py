@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from .score import Curvature
 from .timetable import Timetable
 
 COUNTS = 16  # steps on the ladder of a family
+NEARLY = 1.5  # times the price of a step: what one may stop at on the way
 LEAST = 1e-4  # of the model's time that a step must save to be worth a look
 
 
@@ -29,13 +30,13 @@ LEAST = 1e-4  # of the model's time that a step must save to be worth a look
 class Step:
     """Units of one family that may go together: their losses, and the microseconds that it saves.
 
-    ends: how many are gone at each count of the ladder on the way, so that one may stop there.
+    ends: how many are gone at each count of the ladder where one may as well stop (see `_cheapest_of`).
     """
 
     units: tuple[int, ...]
     losses: tuple[float, ...]
     saved: float
-    ends: tuple[int, ...]
+    ends: tuple[int, ...] = ()
 
     @property
     def price(self) -> float:
@@ -92,7 +93,7 @@ def _cheapest(work: Work, table: Timetable, ladders: Sequence[Sequence[int]]) ->
         by_family.setdefault(work.family[unit], []).append(unit)
     times, worth = table.times(), work.ledger.savings(table.rest)
     best = [
-        min(found, key=lambda s: s.price)
+        _cheapest_of(found)
         for k, units in by_family.items()
         if (
             found := _steps(
@@ -108,6 +109,14 @@ def _cheapest(work: Work, table: Timetable, ladders: Sequence[Sequence[int]]) ->
         if saved >= table.total / ROUNDS:
             break
     return chosen
+
+
+def _cheapest_of(found: Sequence[Step]) -> Step:
+    """The step with the lowest price; its `ends` are those on the way that are nearly as cheap, so that a large step
+    need not overshoot what is asked for."""
+    best = min(found, key=lambda s: s.price)
+    on_the_way = [s for s in found if s.saved <= best.saved and s.price <= NEARLY * best.price]
+    return replace(best, ends=tuple(len(s.units) for s in on_the_way))
 
 
 def _shares(work: Work) -> dict[int, float]:
@@ -133,7 +142,7 @@ def _steps(
     """Down to every lower count of the ladder that saves more than the count above it."""
     left, size = work.left[family], work.size[family]
     found: list[Step] = []
-    best, lost, taken, ends = LEAST * table.total, dict[int, int](), 0, list[int]()
+    best, lost, taken = LEAST * table.total, dict[int, int](), 0
     for count in sorted((n for n in counts if n < left), reverse=True):
         if count < (1 - MOST_OF_A_FAMILY) * size or left - count > len(ranked):
             break
@@ -141,10 +150,9 @@ def _steps(
             for line, n in work.ledger.living(unit):
                 lost[line] = lost.get(line, 0) + n
         taken = left - count
-        ends.append(taken)
         saved = table.saved(times, worth, lost)
         if saved > best * (1 + 1e-3):
             units = tuple(ranked[:taken])
-            found.append(Step(units, tuple(losses[u] for u in units), saved, tuple(ends)))
+            found.append(Step(units, tuple(losses[u] for u in units), saved))
             best = saved
     return found

@@ -43,8 +43,8 @@ class Pace:
 
     def _taken(self, strength: float) -> int:
         """Steps at a strength."""
-        if not self.count:
-            return 0
+        if not self.count or strength >= 1:
+            return self.count
         saved = strength * (self.steps.total - self.steps.us[self.count - 1])
         enough = (k for k in range(self.count) if self.steps.total - self.steps.us[k] >= saved * (1 - 1e-9))
         return next(enough, self.count - 1) + 1
