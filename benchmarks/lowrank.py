@@ -242,7 +242,7 @@ def left(row: Any, lost: Any, unseen: Any, fitted: Any) -> float:
     total = error = 0.0
     for part, delta, norm, own in zip(row.parts, lost, unseen, fitted):
         total += norm.energy(part.flat)
-        error += norm.energy(delta)
+        error += delta.energy(norm)
         if norm.mean is not None:
             error += float(((delta @ (norm.mean - (0.0 if own.mean is None else own.mean))) ** 2).sum())
     return error / total if total > 0 else 0.0
