@@ -78,7 +78,7 @@ def test_joint_split_is_exact_at_full_rank_and_shares_its_first_factor(op, monke
     form = FORMS["svd"]
     factors = form.start(joint, form.full(joint), Norm.identity(WIDTH))
     factors = [np.linalg.lstsq(factors[1].T, joint.flat.T, rcond=None)[0].T, factors[1]]
-    again = siblings.again(copy, joint.names, joint.size)
+    again = siblings.reader(copy)(joint.names, joint.size)
     lasts = siblings.put(copy, again, form.chain(again, factors), np.zeros(sum(OUTPUTS)), "svd")
     ir.order.sort(copy)
     ir.verify.check(copy)

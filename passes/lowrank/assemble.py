@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 def assemble(model: Model, layers: Mapping[str, Found], chosen: Mapping[str, int]) -> list[Done]:
     """Replace the layers in `chosen` (index of the split, by node name) by their chains; the others stay whole."""
-    done = []
+    again, done = siblings.reader(model), []
     for name, found in layers.items():
         if name in chosen:
-            split, layer = found.splits[chosen[name]], siblings.again(model, found.names, found.size)
+            split, layer = found.splits[chosen[name]], again(found.names, found.size)
             made = siblings.put(model, layer, split.form.chain(layer, split.factors), split.shift, split.form.name)
             done += [Done(own.node.name, own, last) for own, last in made]
     return done

@@ -45,7 +45,8 @@ def refine(
 
     wanted: indices of the splits to look at, by node name. behind: whether to fit to what comes behind activations.
     """
-    layers = {name: siblings.again(model, found[name].names, found[name].size) for name in wanted}
+    again = siblings.reader(model)
+    layers = {name: again(found[name].names, found[name].size) for name in wanted}
     layers = {name: layer for name, layer in layers.items() if layer.groups == 1 and layer.op != "ConvTranspose"}
     out = dict(found)
     rectified = {n: layer for n, layer in layers.items() if behind and ceiling(model, layer) is not None}

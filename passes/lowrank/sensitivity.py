@@ -39,7 +39,7 @@ def sensitivities(model: Model, found: Mapping[str, Found], macs: int, ctx: Cont
         row = found[name]
         split = min(row.splits, key=lambda s: abs(np.log(max(s.option.error, 1e-12) / REFERENCE_ERROR)))
         trial = model.copy()
-        layer = siblings.again(trial, row.names, row.size)
+        layer = siblings.reader(trial)(row.names, row.size)
         siblings.put(trial, layer, split.form.chain(layer, split.factors), split.shift, split.form.name)
         order.sort(trial)
         moved = change(reference, outputs(trial, feeds, ctx.workers))

@@ -7,7 +7,7 @@ blocks, where each split by itself loses 0.067 and 0.158; the clock finds both a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -57,10 +57,10 @@ def _over(layers: Sequence[Layer], scales: Sequence[float]) -> Array:
     return out
 
 
-def again(model: Model, names: Sequence[str], size: Sequence[int]) -> Layer:
-    """The layer of these nodes, read from another copy of the model."""
+def reader(model: Model) -> Callable[[Sequence[str], Sequence[int]], Layer]:
+    """Reads layers again, by the names of their nodes and the size of their input, from another copy of the model."""
     nodes, results = {n.name: n for n in model.graph.nodes}, edit.output_ids(model)
-    return joined([read(nodes[name], size, results) for name in names])
+    return lambda names, size: joined([read(nodes[name], size, results) for name in names])
 
 
 def put(
