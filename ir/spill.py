@@ -83,9 +83,24 @@ def _written(data: dict[int, Any]) -> dict[int, np.ndarray]:
     return {key: np.frombuffer(mapped, np.uint8, size, start) for key, (start, size) in places.items()}
 
 
-def let_go() -> None:
-    """Free the memory of what is mapped; the next read takes it from the file again."""
-    for mapped in list(_maps):
+def scratch(array: np.ndarray) -> np.ndarray:
+    """A copy that may be written to, mapped from an unnamed temporary file of its own; in memory where there is no
+    room for the file."""
+    try:
+        with tempfile.TemporaryFile(prefix="onnxslim-") as file:
+            file.write(np.ascontiguousarray(array).data.cast("B"))  # room that is taken now cannot run out later
+            file.flush()
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_WRITE)
+    except (OSError, ValueError):
+        return array.copy()
+    _maps.add(mapped)
+    return np.frombuffer(mapped, array.dtype).reshape(array.shape)
+
+
+def let_go(array: np.ndarray | None = None) -> None:
+    """Free the memory of what is mapped, or of one array if that is mapped; the next read takes it from the file
+    again, with all that was written to a `scratch`."""
+    for mapped in list(_maps) if array is None else filter(None, [_mapping(array)]):
         with contextlib.suppress(AttributeError, OSError, ValueError):  # Windows has no madvise
             mapped.madvise(mmap.MADV_DONTNEED)
 
@@ -99,12 +114,18 @@ def _in_memory(values: Any) -> bool:
 
 
 def _is_mapped(array: np.ndarray) -> bool:
+    return _mapping(array) is not None
+
+
+def _mapping(array: np.ndarray) -> mmap.mmap | None:
+    """What the memory of an array or a view is mapped by, if it is."""
     base: Any = array
     while isinstance(base, np.ndarray):
         if isinstance(base, np.memmap):
-            return True
+            return base._mmap  # type: ignore[attr-defined]
         base = base.base
-    return isinstance(base, mmap.mmap) or isinstance(getattr(base, "obj", None), mmap.mmap)
+    base = base if isinstance(base, mmap.mmap) else getattr(base, "obj", None)
+    return base if isinstance(base, mmap.mmap) else None
 
 
 def _bytes(values: Any) -> Any:
@@ -127,4 +148,4 @@ def _replace(tensor: gs.Constant, raw: np.ndarray) -> None:
         tensor._values = raw.view(values.dtype).reshape(values.shape)
 
 
-__all__ = ["aside", "let_go", "spill"]
+__all__ = ["aside", "let_go", "scratch", "spill"]

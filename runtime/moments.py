@@ -57,11 +57,6 @@ class Moment:
         wide = self.X.astype(np.float64)
         return np.swapaxes(wide, -1, -2) @ wide / max(1, self.samples)
 
-    @property
-    def factor(self) -> np.ndarray | None:
-        """F with FᵀF = E[x xᵀ], [samples, K] or [G, samples, K], where rows were kept; else None."""
-        return None if self.X is None else self.X / np.float32(np.sqrt(max(1, self.samples)))
-
 
 @dataclass
 class Sum:
@@ -79,36 +74,45 @@ class Sum:
 
 @dataclass
 class Rows:
-    """Rows waiting to be multiplied: products of many rows at once are far faster than one a feed."""
+    """Rows waiting to be multiplied: products of many rows at once are far faster than one a feed.
 
-    parts: list[list[np.ndarray]] = field(default_factory=list)
+    room: rows that may wait. Memory is taken for all of them at once: what is kept between the activations of two runs,
+    feed by feed, would leave holes that nothing else fits into (800 MB were seen).
+    """
+
+    room: int
     held: int = 0
+    _kept: list[np.ndarray] = field(default_factory=list)
 
     def add(self, *arrays: np.ndarray) -> None:
         """Put aside rows of one feed: arrays [G, P, ·] that belong together."""
-        self.parts.append(list(arrays))
-        self.held += arrays[0].shape[1]
+        if not self._kept:
+            self._kept = [np.empty((self.room, a.shape[0], a.shape[2]), a.dtype) for a in arrays]
+        end = self.held + arrays[0].shape[1]
+        for kept, array in zip(self._kept, arrays):
+            kept[self.held : end] = array.swapaxes(0, 1)
+        self.held = end
 
     def take(self) -> list[np.ndarray]:
-        """All that waited, joined."""
-        joined = [np.concatenate(column, axis=1) for column in zip(*self.parts)]
-        self.parts, self.held = [], 0
+        """All that waited, [G, P, ·]."""
+        joined = [np.ascontiguousarray(kept[: self.held].swapaxes(0, 1)) for kept in self._kept]
+        self._kept, self.held = [], 0
         return joined
 
 
 class _Accumulator:
-    """One layer's moments in the making. thin: keep the rows."""
+    """One layer's moments in the making. thin: keep the rows. room: rows that may wait at the same time."""
 
-    def __init__(self, geo: Geometry, thin: bool):
+    def __init__(self, geo: Geometry, thin: bool, room: int):
         self.geo, self.thin = geo, thin
         self.mean = np.zeros((geo.groups, geo.width))
         self.samples = 0
-        self.waiting, self.sum = Rows(), Sum()
+        self.waiting, self.sum = Rows(room), Sum()
 
     def add(self, rows: np.ndarray) -> None:
         self.mean += rows.sum(axis=1, dtype=np.float64)
         self.samples += rows.shape[1]
-        self.waiting.add(np.ascontiguousarray(rows))
+        self.waiting.add(rows)
         if not self.thin and self.waiting.held >= BLOCK:
             self.flush()
 
@@ -125,7 +129,7 @@ class _Accumulator:
             (kept,) = self.waiting.take()
         else:
             self.flush()
-        H = self.sum.total
+        H, self.sum = self.sum.total, Sum()
         if H is not None:
             H /= self.samples
         mean = self.mean / self.samples
@@ -146,13 +150,14 @@ def rows_per_feed(geo: Geometry, feeds: int, budget: int) -> tuple[int, bool]:
 
 @dataclass(frozen=True)
 class _Layer:
-    """A layer to look at. most: rows of each feed. bytes: what its sums will take."""
+    """A layer to look at. most: rows of each feed. room: rows that wait. bytes: what its sums will take."""
 
     name: str
     geo: Geometry
     source: str
     most: int
     thin: bool
+    room: int
     bytes: int
 
 
@@ -180,7 +185,7 @@ def stream(
     layers = _layers(model, nodes, len(feeds), budget, max_rows_per_feed, keep_rows, geometry)
     for wave in _waves(layers, probe.sizes(model, feeds.first(), _sources(layers)), budget):
         give_back()  # what the wave before has freed lies in pieces between what is kept
-        sums = {layer.name: _Accumulator(layer.geo, layer.thin) for layer in wave}
+        sums = {layer.name: _Accumulator(layer.geo, layer.thin, layer.room) for layer in wave}
         _fill(sums, wave, Tap(model, _sources(wave), threads=threads), shown(feeds, progress, "moments"), seed)
         for layer in wave:
             found = sums.pop(layer.name)
@@ -247,7 +252,8 @@ def _layers(
             # Rows are kept while there are fewer of them than columns: the factor is then smaller than H.
             thin = thin or keep_rows or each * feeds < geo.width
             size = geo.groups * geo.width * (4 * each * feeds if thin else 8 * geo.width + 4 * BLOCK)
-            layers.append(_Layer(node.name, geo, node.inputs[geo.source].name, each, thin, size))
+            room = each * feeds if thin else BLOCK + each
+            layers.append(_Layer(node.name, geo, node.inputs[geo.source].name, each, thin, room, size))
     missing = wanted - {layer.name for layer in layers}
     if missing:
         raise PassError(f"the model's main graph has no node '{min(missing)}'")

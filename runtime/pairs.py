@@ -69,7 +69,9 @@ class _Layer:
     means: list[Any] = field(default_factory=lambda: [0.0, 0.0])
     energy: float = 0.0
     samples: int = 0
-    waiting: Rows = field(default_factory=Rows)
+
+    def __post_init__(self) -> None:
+        self.waiting = Rows(BLOCK + self.most)
 
     def add(self, x: np.ndarray, t: np.ndarray, seed: int, index: int) -> None:
         """One feed: the compressed layer's input and the original's tensor."""
@@ -87,7 +89,7 @@ class _Layer:
         self.means[1] = self.means[1] + wanted.sum(axis=1, dtype=np.float64)
         self.energy += float(np.einsum("gpk,gpk->", wanted, wanted, dtype=np.float64))
         self.samples += inputs.shape[1]
-        self.waiting.add(np.ascontiguousarray(inputs), np.ascontiguousarray(wanted))
+        self.waiting.add(inputs, wanted)
         if self.waiting.held >= BLOCK:
             self.flush()
 

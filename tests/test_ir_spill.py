@@ -6,7 +6,7 @@ import tempfile
 import numpy as np
 import pytest
 from onnxslim_opt.ir import spill as spilling
-from onnxslim_opt.ir.spill import aside, let_go, spill
+from onnxslim_opt.ir.spill import aside, let_go, scratch, spill
 from onnxslim_opt.runtime import Session
 
 from onnxslim_opt import ir
@@ -103,3 +103,28 @@ def test_views_of_one_array_stay_views_of_one():
     assert np.shares_memory(found[0], found[1]) and np.shares_memory(found[2], found[3])
     again = aside(found)
     assert all(a is b or np.shares_memory(a, b) for a, b in zip(again, found)), "what is in a file stays there"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read as Linux counts it")
+def test_what_is_written_to_a_scratch_comes_back():
+    known, mine = set(spilling._maps), np.random.default_rng(0).standard_normal((SIDE, SIDE))
+    found = scratch(mine)
+    (mapped,) = set(spilling._maps) - known
+    found[3:] *= 2.0
+    assert resident(mapped) >= 4
+    let_go(found[5:, ::2])  # of a view, all of it
+    assert resident(mapped) == 0
+    np.testing.assert_array_equal(found, np.concatenate([mine[:3], 2.0 * mine[3:]]))
+
+
+def test_a_scratch_without_room_is_a_copy_in_memory(monkeypatch):
+    def full(**_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    mine = np.ones(5)
+    found = scratch(mine)
+    found += 1
+    let_go(found)
+    np.testing.assert_array_equal(mine, np.ones(5))
+    np.testing.assert_array_equal(found, np.full(5, 2.0))

@@ -381,7 +381,7 @@ def test_thin_and_dense_moments_agree():
     mean, second = rows.mean(0), rows.T @ rows / 50
     eye = np.eye(12 * 9)
     for centre in (True, False):
-        dense = Norm.of(mean, 50, second=second, centre=centre)
+        dense = Norm.of(mean, 50, second=second.copy(), centre=centre)
         thin = Norm.of(mean, 50, thin=rows / np.sqrt(50), centre=centre)
         assert np.allclose(dense.apply(eye), thin.apply(eye), atol=1e-10)
         for keep in [(0,), (0, 1), (1, 2), (0, 2)]:

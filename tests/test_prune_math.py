@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from onnxslim_opt.ir.labels import Atoms, join
-from onnxslim_opt.passes.prune import thin
+from onnxslim_opt.passes.prune import score, thin
 from onnxslim_opt.passes.prune.layers import layers
 from onnxslim_opt.passes.prune.march import March, Shelf
 from onnxslim_opt.passes.prune.refit import RIDGES, Normal, error, fitted
@@ -302,3 +302,18 @@ def test_one_value_for_all_outputs_is_no_bias() -> None:
         "g (float[1,2] x) => (float[1,3] y) <float[2,3] w = {1,2,3,4,5,6}, float[1] c = {1}> { y = Gemm(x, w, c) }"
     )
     assert layers(model) == []
+
+
+def test_an_inverse_in_a_file_says_the_same(monkeypatch) -> None:
+    x, w = data()
+    there = losses(x, w, each=2)
+    monkeypatch.setattr(score, "IN_A_FILE", 0)
+    away = losses(x, w, each=2)
+    copy = away.copy()
+    assert not np.shares_memory(copy.inverse, away.inverse)
+    before = away.losses([1, 2, 3])
+    for curve in (there, copy):
+        curve.remove([2])
+    assert copy.losses([1, 3]) == there.losses([1, 3])
+    assert away.losses([1, 2, 3]) == before, "a copy is down-dated by itself"
+    np.testing.assert_array_equal(copy.fitted, there.fitted)

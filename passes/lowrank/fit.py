@@ -17,7 +17,7 @@ from scipy import linalg
 
 from ..bands import bands
 from .basis import Basis, normal
-from .norm import Array, Norm
+from .norm import Array, Norm, evened
 
 ESTIMATE_JITTER = 1e-5  # relative; a redundant basis has a singular Gram matrix, and products are of single precision
 
@@ -107,12 +107,11 @@ def errors(
     index = dict(zip(kept, np.indices(shape).reshape(len(shape), -1)))
     letter = next(c for c in kept if c not in target)
     order = np.argsort(index[letter], kind="stable")
-    estimate = normal(Basis.of(spec, factors, weight.shape), weight.reshape(len(weight), -1), norm, single=True)
-    gram, right = (x.astype(np.float64)[order] for x in estimate)
-    gram = gram[:, order]
-    scale = np.sqrt(np.maximum(np.diag(gram), 1e-300))
-    scaled = gram / np.outer(scale, scale) + ESTIMATE_JITTER * np.eye(len(gram))
-    lower = linalg.cholesky((scaled + scaled.T) / 2, lower=True, check_finite=False)
+    gram, right = normal(Basis.of(spec, factors, weight.shape), weight.reshape(len(weight), -1), norm, single=True)
+    gram, right = gram[np.ix_(order, order)].astype(np.float64), right[order].astype(np.float64)
+    scale = _scaled(gram)
+    np.einsum("ii->i", gram)[:] += ESTIMATE_JITTER
+    lower = linalg.cholesky(evened(gram).T, lower=True, overwrite_a=True, check_finite=False)
     solved = linalg.solve_triangular(lower, right / scale[:, None], lower=True, check_finite=False)
     explained = np.concatenate([[0.0], np.cumsum((solved**2).sum(1))])
     counts = np.searchsorted(index[letter][order], [s.get(letter, shape[kept.index(letter)]) for s in sizes])
@@ -235,21 +234,28 @@ def _inverse(gram: Array, floor: float = 1e-4) -> Array:
 
 
 def _solve(gram: Array, target: Array) -> Array:
-    """gram⁻¹ · target; a semi-definite gram (a redundant basis) falls back on the least-norm solution."""
-    gram = (gram + gram.T) / 2
-    scale = np.sqrt(np.maximum(np.diag(gram), 1e-300))
-    scaled, right = gram / np.outer(scale, scale), target / scale[:, None]
+    """gram⁻¹ · target; a semi-definite gram (a redundant basis) falls back on the least-norm solution. Uses gram up."""
+    scale = _scaled(evened(gram))
+    right = target / scale[:, None]
     try:
-        factor = linalg.cho_factor(scaled, check_finite=False)
+        factor = linalg.cho_factor(gram, check_finite=False)
         diagonal = np.diag(factor[0])
         if diagonal.min() > 1e-7 * diagonal.max():
             return linalg.cho_solve(factor, right, check_finite=False) / scale[:, None]
     except linalg.LinAlgError:
         pass
-    values, vectors = linalg.eigh(scaled)
+    values, vectors = linalg.eigh(gram)
     keep = values > 1e-12 * values[-1]
     inverse = (vectors[:, keep] / values[keep]) @ vectors[:, keep].T
     return (inverse @ right) / scale[:, None]
+
+
+def _scaled(gram: Array) -> Array:
+    """Bring the diagonal to one, in place; returns the roots of what it was."""
+    scale = np.sqrt(np.maximum(np.diag(gram), 1e-300))
+    for part in bands(gram.shape):
+        gram[part] /= np.outer(scale[part], scale)
+    return scale
 
 
 def _terms(spec: str) -> tuple[list[str], str]:

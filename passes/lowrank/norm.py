@@ -57,15 +57,17 @@ class Norm:
     def of(
         cls, mean: Array, samples: int, *, second: Array | None = None, thin: Array | None = None, centre: bool = True
     ) -> Norm:
-        """From a layer's input moments: `second` (D, D) = E[x xᵀ], or `thin` (n, D), the n rows seen over √n."""
+        """From the moments of an input: `second` (D, D) = E[x xᵀ], used up; or `thin` (n, D), its rows over √n."""
         mean = np.asarray(mean, np.float64)
         width = len(mean)
         if thin is not None and 2 * len(thin) > width:  # every product with the matrix is cheaper
-            second, thin = _product(thin), None
+            second = _product(thin)
         if second is not None:
-            core = _central(second, mean) if centre else np.array(second, np.float64)
-            energy, parts = float(np.trace(core)), {"dense": _evened(core)}
-            noise = SUMS * float(np.trace(second)) / width
+            core = np.asarray(second, np.float64)
+            noise = SUMS * float(np.trace(core)) / width
+            if centre:
+                _centre(core, mean)
+            energy, parts = float(np.trace(core)), {"dense": evened(core)}
         else:
             rows = np.asarray(thin, np.float64)
             rows = rows - mean / np.sqrt(len(rows)) if centre else rows
@@ -120,7 +122,7 @@ class Norm:
             for columns in parts[: k + 1]:
                 out[rows, columns] = left @ np.asarray(x[columns], np.float64).T
                 out[columns, rows] = out[rows, columns].T
-        return _evened(out)
+        return evened(out)
 
     def energy(self, x: Array) -> float:
         """tr(X M Xᵀ) of what was seen, without the ridge."""
@@ -161,15 +163,13 @@ class Norm:
         return replace(self, diagonal=1.0, dense=None, thin=None)
 
 
-def _central(second: Array, mean: Array) -> Array:
-    """H − m mᵀ."""
-    out = np.empty(second.shape)
-    for part in bands(out.shape):
-        out[part] = second[part] - np.outer(mean[part], mean)
-    return out
+def _centre(second: Array, mean: Array) -> None:
+    """H − m mᵀ, in place."""
+    for part in bands(second.shape):
+        second[part] -= np.outer(mean[part], mean)
 
 
-def _evened(matrix: Array) -> Array:
+def evened(matrix: Array) -> Array:
     """(A + Aᵀ) / 2, in place."""
     for k in range(0, len(matrix), BLOCK):
         one = slice(k, k + BLOCK)

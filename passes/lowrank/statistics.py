@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 from ...ir import Model
 from ...runtime import moments
 from ...runtime.moments import Moment
@@ -52,5 +54,7 @@ def _norm(layer: Layer, moment: Moment) -> Norm:
     """Of the unfolded input; a transposed convolution unfolds its output, and its taps all see the same inputs."""
     if layer.op == "ConvTranspose":
         return Norm.of(moment.mean, moment.samples, second=moment.second, centre=False).repeated(layer.taps)
-    thin, second = moment.factor, None if moment.factor is not None else moment.second
-    return Norm.of(moment.mean, moment.samples, second=second, thin=thin, centre=layer.adjustable)
+    if moment.X is None:
+        return Norm.of(moment.mean, moment.samples, second=moment.H, centre=layer.adjustable)
+    thin = np.divide(moment.X, np.float32(np.sqrt(moment.samples)), out=moment.X)  # nobody else reads the rows
+    return Norm.of(moment.mean, moment.samples, thin=thin, centre=layer.adjustable)

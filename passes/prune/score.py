@@ -14,11 +14,13 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ...ir.labels import Cells
+from ...ir.spill import let_go, scratch
 
 Array = np.ndarray
 RIDGE = 1e-3  # of the mean of the diagonal
 DENSE = 6144  # widest input whose inverse covariance is kept (8 · K² bytes)
 TOGETHER = 1 << 20  # weights whose losses are computed at once
+IN_A_FILE = 16 << 20  # bytes of an inverse: together, those of wide layers are several times a model
 
 
 @dataclass
@@ -50,7 +52,7 @@ class Curvature:
         """One that can be down-dated by itself."""
         found = replace(self, columns=dict(self.columns))
         if self.inverse is not None:  # nothing else changes the weights
-            found.weight, found.inverse = self.weight.copy(), self.inverse.copy()
+            found.weight, found.inverse = self.weight.copy(), _kept(self.inverse)
         found.gone, found.unread = dict(self.gone), set(self.unread)
         return found
 
@@ -88,6 +90,7 @@ class Curvature:
                     found.update(dict.fromkeys(part, 0.0))
                 else:
                     found.update(zip(part, self._losses(np.stack([wanted[u] for u in part]), counts)))
+        self._rest()
         return found
 
     def _counts(self) -> Array:
@@ -154,6 +157,12 @@ class Curvature:
                 array[:, at] = -left @ block
             inverse[at] = across
             inverse[np.ix_(at, at)] = block
+        self._rest()
+
+    def _rest(self) -> None:
+        """Between two uses an inverse that lies in a file takes no memory."""
+        if self.inverse is not None and self.inverse.nbytes >= IN_A_FILE:
+            let_go(self.inverse)
 
 
 def curvature(
@@ -182,8 +191,13 @@ def curvature(
         return Curvature(node, mean, weight, None, columns, scale, np.maximum(spread, 0.0))
     covariance = second.reshape(groups, width, width) - mean[:, :, None] * mean[:, None, :]
     ridge = np.maximum(np.trace(covariance, axis1=1, axis2=2) / width, 1e-12) * RIDGE
-    inverse = np.linalg.inv(covariance + ridge[:, None, None] * np.eye(width))
-    return Curvature(node, mean, weight.astype(np.float64), inverse, columns, scale)
+    np.einsum("gkk->gk", covariance)[:] += ridge[:, None]
+    return Curvature(node, mean, weight.astype(np.float64), _kept(np.linalg.inv(covariance)), columns, scale)
+
+
+def _kept(inverse: Array) -> Array:
+    """One of its own to down-date, in a file where it is large."""
+    return scratch(inverse) if inverse.nbytes >= IN_A_FILE else inverse.copy()
 
 
 def columns_of(inner: Cells, free: Array, each: int) -> dict[int, Array]:
