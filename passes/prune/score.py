@@ -52,7 +52,8 @@ class Curvature:
         """One that can be down-dated by itself."""
         found = replace(self, columns=dict(self.columns))
         if self.inverse is not None:  # nothing else changes the weights
-            found.weight, found.inverse = self.weight.copy(), _kept(self.inverse)
+            found.weight, found.inverse = self.weight.copy(), _own(self.inverse)
+            self._rest()
         found.gone, found.unread = dict(self.gone), set(self.unread)
         return found
 
@@ -192,10 +193,10 @@ def curvature(
     covariance = second.reshape(groups, width, width) - mean[:, :, None] * mean[:, None, :]
     ridge = np.maximum(np.trace(covariance, axis1=1, axis2=2) / width, 1e-12) * RIDGE
     np.einsum("gkk->gk", covariance)[:] += ridge[:, None]
-    return Curvature(node, mean, weight.astype(np.float64), _kept(np.linalg.inv(covariance)), columns, scale)
+    return Curvature(node, mean, weight.astype(np.float64), _own(np.linalg.inv(covariance)), columns, scale)
 
 
-def _kept(inverse: Array) -> Array:
+def _own(inverse: Array) -> Array:
     """One of its own to down-date, in a file where it is large."""
     return scratch(inverse) if inverse.nbytes >= IN_A_FILE else inverse.copy()
 
