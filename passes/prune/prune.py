@@ -11,6 +11,7 @@ from ...ir import Model
 from ...ir import order as graph_order
 from ...ir.errors import OptionError
 from ...runtime.feeds import Feeds
+from ...runtime.loading import give_back
 from ..base import Context, LossyPass, PassResult, Skip
 from . import contest, criteria, dead, energy, fisher, grouping, overrides, sensitivity, synthetic
 from . import plan as planning
@@ -176,6 +177,7 @@ class Prune(LossyPass):
         pairs = energy.shares(model, found.flow, {c.node for c in curves}, feeds, ctx)
         plain = [replace(c, emphasis=None, rows={}) for c in curves]
         factors = sensitivity.measured(model, found, plan.layers, plain, pairs, feeds, ctx)
+        give_back()  # weights that the trials have read, and what they leave in pieces
         ways = WAYS if self._contests(model, feeds) else WAYS[:1]
         orders = []
         for power, by_output in ways:
