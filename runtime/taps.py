@@ -14,6 +14,7 @@ import onnx_graphsurgeon as gs
 from ..ir.errors import ModelError
 from ..ir.model import Model
 from ..ir.order import reads
+from .loading import Tide
 from .session import Session
 
 
@@ -64,10 +65,12 @@ class Tap:
         self.session = None
         if made:
             self.session = Session(cut(model, made), threads=threads, optimize=optimize, arena=False)
+        self._tide = Tide()
         self.defaults = model.header.defaults
 
     def run(self, feed: Mapping[str, Any]) -> dict[str, Any]:
         """{name: value} on one feed."""
+        self._tide.turn()  # before the next activations, not beside these
         found = dict(self.session.run(feed)) if self.session is not None else {}
         for name in self.direct:
             found[name] = given(feed, name, self.defaults)

@@ -19,6 +19,7 @@ from ...ir.errors import PassError
 from ...runtime.feeds import Feeds
 from ...runtime.gradients import Gradients
 from ...runtime.loading import give_back
+from ...runtime.room import Room
 from ..base import Context
 from .layers import Layer
 from .stats import Target, rows_of
@@ -37,6 +38,12 @@ class Fisher:
 
     channels: Array
     places: list[Array] = field(default_factory=list)
+    _room: Room | None = None
+
+    def add(self, felt: Array, feeds: int) -> None:
+        """Keep what was felt at the places of one of so many feeds."""
+        self._room = self._room or Room(feeds * len(felt))
+        self.places.append(self._room.keep(felt))
 
 
 def collect(
@@ -69,7 +76,7 @@ def _collect(
         for name, gradient in _back(gradients, feed, spread, np.random.default_rng([ctx.seed, index])):
             for layer in readers.get(name, ()):
                 goal = goals.get(layer.node) if len(some) == every else None
-                _add(found, layer, gradient, None if goal is None else goal.places[index])
+                _add(found, layer, gradient, None if goal is None else goal.places[index], every)
     return found
 
 
@@ -99,14 +106,14 @@ def _spreads(gradients: Gradients, feeds: Feeds) -> dict[str, float]:
     return {h: max(float(np.concatenate(v).var(dtype=np.float64)), 1e-30) for h, v in seen.items()}
 
 
-def _add(found: dict[str, Fisher], layer: Layer, gradient: Array, places: Array | None) -> None:
+def _add(found: dict[str, Fisher], layer: Layer, gradient: Array, places: Array | None, feeds: int) -> None:
     made = tuple(a % gradient.ndim for a in layer.made)
     rest = tuple(a for a in range(gradient.ndim) if a not in made)
     felt = np.square(gradient).sum(rest, dtype=np.float64).transpose(np.argsort(np.argsort(made))).reshape(-1)
     one = found.setdefault(layer.node, Fisher(np.zeros(len(felt))))
     one.channels = one.channels + felt
     if places is not None:
-        one.places.append(np.square(rows_of(layer, gradient, places)).sum(1, dtype=np.float64))
+        one.add(np.square(rows_of(layer, gradient, places)).sum(1, dtype=np.float64), feeds)
 
 
 def emphasis(channels: Array, variance: Array, groups: int) -> Array:

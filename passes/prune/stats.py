@@ -18,6 +18,7 @@ from ...runtime import unfold
 from ...runtime.contraction import picked_rows
 from ...runtime.feeds import Feeds
 from ...runtime.loading import give_back
+from ...runtime.room import Room
 from ...runtime.taps import Tap
 from . import recurrent
 from .layers import Layer, bias_of, matrix
@@ -96,19 +97,14 @@ class Target:
     rows: list[Array] = field(default_factory=list)
     weights: list[Array] = field(default_factory=list)
     read: list[tuple[Array, Array]] = field(default_factory=list)
-    _room: Array | None = None
+    _rooms: tuple[Room, Room] | None = None
 
     def add(self, places: Array, rows: Array, feeds: int) -> None:
-        """Keep the rows of one feed, in memory taken for all of them at once: what is kept between the activations of
-        two runs, feed by feed, would leave holes that nothing else fits into (up to 500 MB were seen)."""
-        self.places.append(places)
-        if self._room is None:
-            self._room = np.empty((feeds * len(rows), rows.shape[1]), np.float32)
-        room, self._room = self._room[: len(rows)], self._room[len(rows) :]
-        if len(room) < len(rows):
-            room = np.empty(rows.shape, np.float32)
-        room[:] = rows
-        self.rows.append(room)
+        """Keep the places and rows of one of so many feeds."""
+        if self._rooms is None:
+            self._rooms = Room(feeds * len(places)), Room(feeds * len(rows))
+        self.places.append(self._rooms[0].keep(places))
+        self.rows.append(self._rooms[1].keep(np.asarray(rows, np.float32)))
 
     @property
     def variances(self) -> Array:
@@ -163,7 +159,7 @@ def _put_aside(found: Iterable[Target]) -> None:
     """Keep rows in a file that is mapped: they are most of a plan, and nobody reads them until the refit."""
     every = iter(aside([r for target in found for r in target.rows]))
     for target in found:
-        target.rows, target._room = [next(every) for _ in target.rows], None
+        target.rows, target._rooms = [next(every) for _ in target.rows], None
 
 
 def _before_gates(
