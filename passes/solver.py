@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ..ir.errors import ModelError
 from ..runtime.loading import give_back
 from .base import Context, LossyPass, PassResult
 from .budget import Allowance
@@ -98,7 +99,10 @@ class Solver:
         return Outcome(None, f"rolled back: {trouble}", self.tried, full.result)
 
     def _trouble(self, trial: Trial) -> str:
-        trial.latency, trouble = self.pace.judge(self.model, trial.model)
+        try:
+            trial.latency, trouble = self.pace.judge(self.model, trial.model)
+        except ModelError as error:  # the runtime that is timed does not take what ONNX Runtime does
+            return str(error)
         return trouble
 
     def _give_up(self, reason: str) -> str:

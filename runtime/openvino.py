@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from .. import ir
 from ..ir.errors import DataError, ModelError
@@ -17,6 +22,10 @@ from .loading import ModelLike, digest
 from .specs import model_inputs, rename_feeds
 
 NAME = "openvino"
+TRIAL = """import sys, numpy, openvino
+core = openvino.Core()
+model = core.compile_model(core.read_model(sys.argv[1]), "CPU", {"INFERENCE_NUM_THREADS": "1"})
+model(dict(numpy.load(sys.argv[2])))"""
 
 
 def available() -> bool:
@@ -37,14 +46,19 @@ class OpenVinoSession:
     threads: of one inference (0: one a core). Precision is OpenVINO's own choice, as it will be where the model runs
     (bfloat16 on processors that have it).
 
-    Raises ModelError when OpenVINO refuses the model.
+    Integer kernels have ended the whole process (kwt1 with all in integers, OpenVINO 2026.4), so the first run of a model
+    with QuantizeLinear is tried in another one.
+
+    Raises ModelError when OpenVINO refuses the model, and at the first run when it crashes on it.
     """
 
     def __init__(self, model: ModelLike, *, threads: int = 1):
         import openvino
 
         self.threads, self.digest = threads, digest(model)
-        self.inputs = model_inputs(_loaded(model))
+        loaded = _loaded(model)
+        self.inputs = model_inputs(loaded)
+        self._untried = loaded if any(n.op == "QuantizeLinear" for n in loaded.graph.nodes) else None
         core = openvino.Core()
         options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": str(threads), "NUM_STREAMS": "1"}
         try:
@@ -60,12 +74,28 @@ class OpenVinoSession:
         return time.process_time if self.threads == 1 else time.perf_counter
 
     def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
-        """Outputs by name. Raises DataError for feeds that do not fit."""
+        """Outputs by name. Raises DataError for feeds that do not fit, ModelError where OpenVINO crashes."""
+        feeds = rename_feeds(feeds, self.inputs)
+        if self._untried is not None and all(isinstance(v, np.ndarray) for v in feeds.values()):
+            _try(self._untried, feeds)
+            self._untried = None
         try:
-            found = self._request.infer(rename_feeds(feeds, self.inputs))
+            found = self._request.infer(feeds)
         except (RuntimeError, TypeError, ValueError) as error:
             raise DataError(f"OpenVINO cannot run these feeds: {' '.join(str(error).split())[:300]}") from error
         return dict(zip(self._outputs, found.values()))
+
+
+def _try(model: ir.Model, feeds: Mapping[str, Any]) -> None:
+    """Raises ModelError where a process of its own does not survive one run; what else fails, fails here again."""
+    with tempfile.TemporaryDirectory(prefix="onnxslim-") as folder:
+        files = [os.path.join(folder, name) for name in ("model.onnx", "feeds.npz")]
+        ir.save(model, files[0])
+        np.savez(files[1], **feeds)
+        done = subprocess.run([sys.executable, "-c", TRIAL, *files], capture_output=True, check=False)
+    if done.returncode not in (0, 1, 2):  # an exception would be 1
+        how = signal.Signals(-done.returncode).name if done.returncode < 0 else f"code {done.returncode}"
+        raise ModelError(f"OpenVINO {version()} crashes on the model ({how})")
 
 
 def _loaded(model: ModelLike) -> ir.Model:

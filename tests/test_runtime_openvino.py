@@ -1,10 +1,12 @@
 """Timing in OpenVINO, for the target of that name."""
 
+import sys
+
 import numpy as np
 import pytest
 from onnxslim_opt.ir.errors import DataError, ModelError
 from onnxslim_opt.passes.target import Target
-from onnxslim_opt.runtime import latency
+from onnxslim_opt.runtime import latency, openvino
 from onnxslim_opt.runtime.session import Session
 from toys import feeds, model
 
@@ -45,6 +47,16 @@ def test_timings_of_one_runtime_are_not_taken_for_anothers(net):
     latency.bench([net], feeds(1)[0], timings=timings, seconds=0.01, max_runs=7)
     assert len(timings.entries) == 2
     assert timings.replayed == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals as POSIX has them")
+def test_a_model_that_openvino_crashes_on_is_rolled_back(net, monkeypatch):
+    monkeypatch.setattr(openvino, "TRIAL", "import os, signal; os.kill(os.getpid(), signal.SIGFPE)")
+    result = optimize(net, "quant:compute=all:floor=0", data=feeds(16), target="openvino")
+    step = result.report.steps[-1]
+    assert not step["kept"] and "crashes on the model (SIGFPE)" in step["reason"]
+    assert all(n.op != "QuantizeLinear" for n in result.model.graph.nodes)
+    assert result.report.verdict == "ok"
 
 
 def test_the_openvino_target_is_judged_by_its_own_clock(net):
