@@ -46,7 +46,7 @@ class OpenVinoSession:
     threads: of one inference (0: one a core). Precision is OpenVINO's own choice, as it will be where the model runs
     (bfloat16 on processors that have it).
 
-    Integer kernels have ended the whole process (kwt1 with all in integers, OpenVINO 2026.4), so the first run of a model
+    Integer kernels have ended the whole process (kwt1 with all in integers, OpenVINO 2026.4): the first run of a model
     with QuantizeLinear is tried in another one.
 
     Raises ModelError when OpenVINO refuses the model, and at the first run when it crashes on it.
