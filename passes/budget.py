@@ -48,10 +48,14 @@ class Limits:
 
 @dataclass(frozen=True)
 class Allowance:
-    """What one pass may take the whole run to: SQNR not below, drop not above. None means not limited."""
+    """What one pass may take the whole run to: SQNR not below, drop not above. None means not limited.
+
+    blind: it may be used where no output can be compared (`Numerics.blind`).
+    """
 
     sqnr_db: float | None = None
     drop: float | None = None
+    blind: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,8 @@ def allowance(p: LossyPass, later: Sequence[Pass], spent: Spent, limits: Limits,
     if p.explicit:
         return Allowance()
     if p.default_sqnr is None:
-        return Allowance(min(COLLAPSE_DB, spent.sqnr_db - 3 * MORE_DB))
+        # without data such passes only store weights in fewer bits, as the user asked by naming them
+        return Allowance(min(COLLAPSE_DB, spent.sqnr_db - 3 * MORE_DB), blind=not real)
     if not real:
         return Allowance(min(LOSSLESS_DB, spent.sqnr_db - MORE_DB))
     left = 1 + sum(isinstance(q, LossyPass) and not q.explicit and q.default_sqnr is not None for q in later)

@@ -186,7 +186,7 @@ class Run:
         step.reason, step.tried = outcome.reason, tuple(outcome.tried)
         if outcome.result is not None:
             step.result = outcome.result
-        if outcome.reason and allowed.sqnr_db == LOSSLESS_DB:
+        if outcome.reason and not (real or self.judge.limits.given) and allowed.sqnr_db == LOSSLESS_DB:
             step.reason += "; without real data (--data) only lossless changes are made"
         if step.reason:
             self.note(f"{p.name}: {step.reason}")

@@ -20,6 +20,7 @@ from .specs import kind_of
 
 DB_CAP = 999.0  # how ±infinite dB is written in JSON, where comparing must work and inf is not a number
 SILENCE = 1e-6  # root mean square at which noise is measured when the reference is exactly zero
+UNSEEN = "nothing to compare"  # trouble of an output that is empty, or nowhere finite, in the original on all feeds
 
 
 def json_db(value: float) -> float:
@@ -40,14 +41,14 @@ def decibels(signal: float, noise: float) -> float:
 class OutputDiff:
     """One output over all feeds.
 
-    sqnr_db: 10·log10(Σ ref² / Σ (ref - out)²); inf when equal, -inf when the candidate has NaN or infinity where the
-        original has none, or another shape. For outputs that are not floats every element counts as signal 1 and
-        every mismatch as noise 1, so 20 dB are 1 % mismatches.
+    sqnr_db: 10·log10(Σ ref² / Σ (ref - out)²); inf when equal (or `unseen`), -inf when the candidate has NaN or
+        infinity where the original has none, or another shape. For outputs that are not floats every element counts
+        as signal 1 and every mismatch as noise 1, so 20 dB are 1 % mismatches.
     cosine: Σ ref·out / sqrt(Σ ref² Σ out²); None for outputs that are not floats.
     max_abs: the largest absolute difference; None likewise.
     argmax_agreement: share of rows with the same largest entry, for [rows, classes] floats; else None.
     exact: share of equal elements, for outputs that are not floats; else None.
-    trouble: why it is broken: "other shape", or "NaN or infinite"; "" otherwise.
+    trouble: why it is broken: "other shape", or "NaN or infinite"; `UNSEEN` when nothing was compared; else "".
     rescaled_db: SQNR once each channel is brought back to the reference's scale, where that explains most of the
         difference (see `differences`); None otherwise.
     """
@@ -61,9 +62,14 @@ class OutputDiff:
     trouble: str = ""
     rescaled_db: float | None = None
 
+    @property
+    def unseen(self) -> bool:
+        """Whether no element was compared, so that the figures say nothing."""
+        return self.trouble == UNSEEN
+
     def to_json(self) -> dict[str, Any]:
-        """For the report; see `json_db` for infinities."""
-        row: dict[str, Any] = {"name": self.name, "sqnr_db": json_db(self.sqnr_db)}
+        """For the report; see `json_db` for infinities. SQNR is None where nothing was compared."""
+        row: dict[str, Any] = {"name": self.name, "sqnr_db": None if self.unseen else json_db(self.sqnr_db)}
         row["cosine"] = None if self.cosine is None else round(self.cosine, 6)
         finite = self.max_abs is not None and math.isfinite(self.max_abs)
         row["max_abs"] = float(f"{self.max_abs:.6g}") if finite else None
@@ -85,8 +91,18 @@ class Numerics:
     shared: bool = False
 
     @property
+    def unseen(self) -> tuple[str, ...]:
+        """The outputs of which no element was compared."""
+        return tuple(o.name for o in self.outputs if o.unseen)
+
+    @property
+    def blind(self) -> bool:
+        """Whether that is all of them, so that nothing is known of what the candidate costs."""
+        return bool(self.outputs) and len(self.unseen) == len(self.outputs)
+
+    @property
     def min_sqnr(self) -> float:
-        """The worst output's SQNR in dB (inf for a model without outputs)."""
+        """The worst output's SQNR in dB (inf for a model without outputs, or when `blind`)."""
         return min((o.sqnr_db for o in self.outputs), default=math.inf)
 
     @property
@@ -108,7 +124,10 @@ class Numerics:
 
 @dataclass
 class Diff:
-    """Running sums for one tensor; `add` a pair of values, then ask for `result`."""
+    """Running sums for one tensor; `add` a pair of values, then ask for `result`.
+
+    seen: floats that are finite in the reference. compared: values of other types.
+    """
 
     name: str
     signal: float = 0.0
@@ -116,6 +135,7 @@ class Diff:
     power: float = 0.0
     product: float = 0.0
     count: int = 0
+    seen: int = 0
     max_abs: float = 0.0
     rows: int = 0
     agreed: int = 0
@@ -163,7 +183,10 @@ class Diff:
 
     def _floats(self, ref: np.ndarray, out: np.ndarray) -> None:
         good = np.isfinite(ref)
+        self.seen += int(np.count_nonzero(good))
+        rows = None
         if not good.all():
+            rows = good.any(1) if good.ndim == 2 else None
             ref, out = np.where(good, ref, 0), np.where(good, out, 0)
         if not np.isfinite(out).all():
             self.broken, self.trouble = True, self.trouble or "NaN or infinite"
@@ -176,11 +199,15 @@ class Diff:
         self.count += ref.size
         self.max_abs = max(self.max_abs, float(np.abs(gap).max(initial=0)))
         if ref.ndim == 2 and ref.shape[1] >= 2 and ref.dtype.kind == "f":
-            self.rows += len(ref)
-            self.agreed += int((ref.argmax(1) == out.argmax(1)).sum())
+            same = ref.argmax(1) == out.argmax(1)
+            same = same if rows is None else same[rows]
+            self.rows += len(same)
+            self.agreed += int(same.sum())
 
     def result(self) -> OutputDiff:
         """The figures over everything added."""
+        if not (self.broken or self.seen or self.compared):
+            return OutputDiff(self.name, math.inf, trouble=UNSEEN)
         signal = self.signal or self.count * SILENCE**2
         parts = [] if not self.floats else [decibels(signal, self.noise)]
         if self.compared:
@@ -290,4 +317,4 @@ def compare(a: ModelLike | Session, b: ModelLike | Session, feeds: Feeds, thread
     return Reference(a, feeds, threads=threads, memory_mb=0).compare(b)
 
 
-__all__ = ["DB_CAP", "Diff", "Numerics", "OutputDiff", "Reference", "compare", "decibels", "json_db"]
+__all__ = ["DB_CAP", "UNSEEN", "Diff", "Numerics", "OutputDiff", "Reference", "compare", "decibels", "json_db"]

@@ -109,6 +109,23 @@ def test_every_kind_of_value(ref, out, sqnr):
     json.dumps(diff(ref, out).to_json(), allow_nan=False)
 
 
+@pytest.mark.parametrize(
+    "value", [F([[np.nan, np.inf]]), F([]), np.zeros((0, 3), np.int64), [], [F([]), F([np.nan])], np.float16([np.inf])]
+)
+def test_equal_values_of_which_nothing_can_be_compared(value):
+    row = diff(value, value)
+    assert row.unseen and row.sqnr_db == math.inf and row.argmax_agreement is None
+    assert json.loads(json.dumps(row.to_json(), allow_nan=False))["sqnr_db"] is None
+    assert row.to_json()["trouble"] == "nothing to compare"
+
+
+def test_one_element_that_can_be_compared_is_enough():
+    assert not diff(F([[np.nan, 1]]), F([[np.nan, 1]])).unseen
+    assert not diff(F([]), F([1])).unseen and diff(F([]), F([1])).trouble == "other shape"
+    rows = diff(F([[np.nan, np.nan], [1, 2]]), F([[np.nan, np.nan], [2, 1]]))
+    assert rows.argmax_agreement == 0, "a row of NaN agrees with nothing"
+
+
 def test_argmax_is_for_tables_of_floats_only():
     assert diff(F([[1, 2]]), F([[2, 1]])).argmax_agreement == 0
     assert diff(F([[1], [2]]), F([[1], [2]])).argmax_agreement is None
