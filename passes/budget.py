@@ -32,8 +32,8 @@ MORE_DB = 1.0
 class Limits:
     """What the user allows, at most.
 
-    max_drop: fraction of the original's metric (0.01 is one percent); without a metric, 1 - argmax agreement for
-        classifiers, else relative output error.
+    max_drop: fraction of the original's metric (0.01 is one percent); without a metric, of the worst output: share of
+        changed classes where it has them, else relative error.
     min_sqnr: dB, for the worst output.
     """
 

@@ -165,11 +165,12 @@ class Judge:
             return ()
         return (f"{UNSEEN}: {NOWHERE}",)
 
-    def exact_reasons(self, numerics: Numerics, before: Spent) -> tuple[str, ...]:
-        """Why a pass that promised to be exact was not: more noise than rounding on top of what was there."""
+    def exact_reasons(self, numerics: Numerics, before: Numerics | None) -> tuple[str, ...]:
+        """Why a pass that promised to be exact was not: more noise in an output than it had before, and rounding."""
+        had = {} if before is None else {o.name: noise(o.sqnr_db) for o in before.outputs}
         for output in numerics.outputs:
             added = noise(EXACT_DB if output.exact is None else TIES_DB)
-            most = 1.05 * noise(before.sqnr_db) + added
+            most = 1.05 * had.get(output.name, 0.0) + added
             if noise(output.sqnr_db) > most and noise(output.sqnr_db) > most + self._rounding(output.name):
                 return (f"it should be exact, but took output {output.name!r} to SQNR {output.sqnr_db:.1f} dB",)
         return ()

@@ -168,8 +168,7 @@ class Run:
         if not trial.result.changed:
             return None
         if trial.numerics is not None:
-            before = Spent() if self.numerics is None else Spent(self.numerics.min_sqnr)
-            trial.reasons = self.judge.exact_reasons(trial.numerics, before)
+            trial.reasons = self.judge.exact_reasons(trial.numerics, self.numerics)
         if trial.reasons:
             step.reason = f"rolled back: {trial.reasons[0]}"
             return None

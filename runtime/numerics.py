@@ -19,6 +19,7 @@ from .session import ModelLike, Session
 from .specs import kind_of
 
 DB_CAP = 999.0  # how ±infinite dB is written in JSON, where comparing must work and inf is not a number
+BROKEN_DROP = 1e9  # drop of an output that is broken
 SILENCE = 1e-6  # root mean square at which noise is measured when the reference is exactly zero
 UNSEEN = "nothing to compare"  # trouble of an output that is empty, or nowhere finite, in the original on all feeds
 
@@ -67,6 +68,19 @@ class OutputDiff:
         """Whether no element was compared, so that the figures say nothing."""
         return self.trouble == UNSEEN
 
+    @property
+    def drop(self) -> float:
+        """Damage without labels, 0 for none: 1 - argmax agreement where there is one, else the relative error.
+
+        Of values that are not floats (classes, indices), the share that differs.
+        """
+        if self.sqnr_db == -math.inf:
+            return BROKEN_DROP
+        same = self.exact if self.cosine is None else self.argmax_agreement
+        if same is not None:
+            return 1.0 - same
+        return 0.0 if self.sqnr_db == math.inf else min(BROKEN_DROP, 10 ** (-self.sqnr_db / 20))
+
     def to_json(self) -> dict[str, Any]:
         """For the report; see `json_db` for infinities. SQNR is None where nothing was compared."""
         row: dict[str, Any] = {"name": self.name, "sqnr_db": None if self.unseen else json_db(self.sqnr_db)}
@@ -106,16 +120,9 @@ class Numerics:
         return min((o.sqnr_db for o in self.outputs), default=math.inf)
 
     @property
-    def agreement(self) -> float | None:
-        """The worst argmax agreement, when the model classifies."""
-        return min((o.argmax_agreement for o in self.outputs if o.argmax_agreement is not None), default=None)
-
-    @property
     def drop(self) -> float:
-        """Damage without labels, 0 for none: 1 - argmax agreement for classifiers, else relative output error."""
-        if self.agreement is not None and self.min_sqnr > -math.inf:
-            return 1.0 - self.agreement
-        return 0.0 if self.min_sqnr == math.inf else min(1e9, 10 ** (-max(self.min_sqnr, -200.0) / 20))
+        """Damage without labels, 0 for none: that of the worst output."""
+        return max((o.drop for o in self.outputs), default=0.0)
 
     def to_json(self) -> dict[str, Any]:
         """The report's `numerics`."""

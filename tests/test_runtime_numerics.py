@@ -126,6 +126,17 @@ def test_one_element_that_can_be_compared_is_enough():
     assert rows.argmax_agreement == 0, "a row of NaN agrees with nothing"
 
 
+def test_the_drop_is_that_of_the_worst_output():
+    table = diff(F([[1, 2], [3, 4]]), F([[1, 2], [4, 3]]))
+    image = diff(F([[[3, 4]]]), F([[[3, 3]]]))
+    labels = diff(np.array([[1, 2, 3, 4]]), np.array([[1, 2, 3, 5]]))
+    assert [d.drop for d in (table, image, labels)] == pytest.approx([0.5, 0.2, 0.25])
+    assert numerics.Numerics((labels, image), 1, "data").drop == labels.drop
+    assert numerics.Numerics((diff(F([[1, 2]]), F([[1, 2.1]])), image), 1, "data").drop == image.drop
+    assert diff(F([[1, 2]]), F([1, 2])).drop == numerics.BROKEN_DROP
+    assert diff(F([]), F([])).drop == numerics.Numerics((), 1, "data").drop == 0
+
+
 def test_argmax_is_for_tables_of_floats_only():
     assert diff(F([[1, 2]]), F([[2, 1]])).argmax_agreement == 0
     assert diff(F([[1], [2]]), F([[1], [2]])).argmax_agreement is None
