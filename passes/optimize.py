@@ -238,6 +238,8 @@ def _split(feeds: Feeds, passes: Sequence[tuple[Pass, bool]]) -> tuple[Feeds, Fe
     if feeds.source == "random" or not any(isinstance(p, LossyPass) for p, _ in passes):
         return feeds, feeds.spread(CHECKS)
     fit, check = feeds.split()
+    if fit.shared:
+        feeds.note(f"too few feeds to split ({len(feeds)}): fitted and checked on the same, so expect worse on others")
     return fit, check.spread(CHECKS)
 
 

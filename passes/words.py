@@ -80,6 +80,7 @@ def _sqnr_row(numerics: Mapping[str, Any] | None) -> Row | None:
     if not numerics:
         return None
     kind = "random feeds (nothing real)" if numerics["source"] == "random" else "check feeds"
+    kind += " (fitted on as well)" if numerics.get("shared") else ""
     where = f"signal to noise (SQNR), worst output, on {numerics['feeds']} {kind}"
     return Row("output fidelity", "", sqnr(numerics), where)
 

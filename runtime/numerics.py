@@ -97,7 +97,10 @@ class OutputDiff:
 
 @dataclass(frozen=True)
 class Numerics:
-    """All outputs of a candidate beside the original's. source: where the feeds came from."""
+    """All outputs of a candidate beside the original's.
+
+    source: where the feeds came from. shared: statistics were fitted on the same feeds, because there were too few.
+    """
 
     outputs: tuple[OutputDiff, ...]
     feeds: int
@@ -126,7 +129,8 @@ class Numerics:
 
     def to_json(self) -> dict[str, Any]:
         """The report's `numerics`."""
-        return {"source": self.source, "feeds": self.feeds, "outputs": [o.to_json() for o in self.outputs]}
+        row = {"source": self.source, "feeds": self.feeds, "outputs": [o.to_json() for o in self.outputs]}
+        return row | ({"shared": True} if self.shared else {})
 
 
 @dataclass
