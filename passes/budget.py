@@ -3,7 +3,8 @@
 With limits, each lossy pass may use an equal share of what is left, as noise power (which adds up over passes that
 err independently) and as metric drop; what it leaves over is there for the next. Without limits, `prune` and
 `lowrank` together keep the outputs at 20 dB where nobody said how much, and an amount that the user gave is
-applied as asked. Without real data, only what changes next to nothing is let through.
+applied as asked. Without real data, they change only what changes next to nothing; passes that are judged by what
+they save (`default_sqnr` None) must only not ruin the outputs, with data or without.
 """
 
 from __future__ import annotations
@@ -69,7 +70,8 @@ class Spent:
 def allowance(p: LossyPass, later: Sequence[Pass], spent: Spent, limits: Limits, real: bool) -> Allowance:
     """What `p` may do, with the passes `later` still to come.
 
-    real: whether the user's data or metric was seen; without, amounts that the user did not ask for stay lossless.
+    real: whether the user's data or metric was seen; without, an amount that has a default (`default_sqnr`) and that
+        the user did not ask for stays lossless.
     """
     if limits.given:
         left = 1 + sum(isinstance(q, LossyPass) for q in later)
