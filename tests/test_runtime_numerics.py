@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 from onnxslim_opt.ir.errors import ModelError
+from onnxslim_opt.passes import diverge
 from onnxslim_opt.runtime import Reference, Session, numerics, resolve
 from onnxslim_opt.runtime.differences import Channels, common, compare_tensors
 from onnxslim_opt.runtime.numerics import Diff
@@ -157,6 +158,20 @@ def test_compare_tensors_finds_the_first_divergence():
     assert [r.name for r in compare_tensors(a, b, resolve(data, a), ["y", "b"])] == ["b", "y"]
     small = compare_tensors(a, b, resolve(data, a), memory_mb=0)
     assert small == rows
+
+
+def test_outputs_that_are_constants_or_inputs_are_compared():
+    text = "g (float[N,2] x) => (float[1] k, float[1] c, float[N,2] x) <float[1] c = {2}> { k = Neg(c) }"
+    other = text.replace("{2}", "{1}")
+    folded = other.replace("{1}>", "{1}, float[1] k = {-1}>").replace("{ k = Neg(c) }", "{ }")
+    for b in (other, folded):
+        found = diverge.compare(ir.text.parse(text), ir.text.parse(b), [{"x": F([[1, 2]])}])
+        assert [(t.name, t.op, round(t.diff.sqnr_db, 1)) for t in found.outputs] == [
+            ("k", "Neg", 6.0),
+            ("c", "constant", 6.0),
+            ("x", "input", math.inf),
+        ]
+        assert not found.inner and not found.missing
 
 
 @pytest.mark.parametrize("axis", [1, -1])
