@@ -194,10 +194,9 @@ class Diff:
 
     def _floats(self, ref: np.ndarray, out: np.ndarray) -> None:
         good = np.isfinite(ref)
-        self.seen += int(np.count_nonzero(good))
-        rows = None
-        if not good.all():
-            rows = good.any(1) if good.ndim == 2 else None
+        seen = int(np.count_nonzero(good))
+        self.seen, whole = self.seen + seen, seen == good.size
+        if not whole:
             ref, out = np.where(good, ref, 0), np.where(good, out, 0)
         if not np.isfinite(out).all():
             self.broken, self.trouble = True, self.trouble or "NaN or infinite"
@@ -210,10 +209,15 @@ class Diff:
         self.count += ref.size
         self.max_abs = max(self.max_abs, float(np.abs(gap).max(initial=0)))
         if ref.ndim == 2 and ref.shape[1] >= 2 and ref.dtype.kind == "f":
-            same = ref.argmax(1) == out.argmax(1)
-            same = same if rows is None else same[rows]
-            self.rows += len(same)
-            self.agreed += int(same.sum())
+            self._classes(ref, out, None if whole else good)
+
+    def _classes(self, ref: np.ndarray, out: np.ndarray, good: np.ndarray | None) -> None:
+        """Rows with the same largest entry; good: what is finite in the reference, None for all."""
+        if good is not None:
+            rows = good.any(1)
+            ref, out = (np.where(good, x, -np.inf)[rows] for x in (ref, out))
+        self.rows += len(ref)
+        self.agreed += int((ref.argmax(1) == out.argmax(1)).sum())
 
     def result(self) -> OutputDiff:
         """The figures over everything added."""

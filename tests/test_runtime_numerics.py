@@ -125,6 +125,8 @@ def test_one_element_that_can_be_compared_is_enough():
     assert not diff(F([]), F([1])).unseen and diff(F([]), F([1])).trouble == "other shape"
     rows = diff(F([[np.nan, np.nan], [1, 2]]), F([[np.nan, np.nan], [2, 1]]))
     assert rows.argmax_agreement == 0, "a row of NaN agrees with nothing"
+    masked = diff(F([[-np.inf, -1, -2], [-np.inf, -1, -2]]), F([[-np.inf, -2, -1], [-np.inf, -1, -2]]))
+    assert masked.argmax_agreement == 0.5, "no class that the original rules out is the largest"
 
 
 def test_the_drop_is_that_of_the_worst_output():
