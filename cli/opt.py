@@ -20,8 +20,8 @@ HELP = {
     "target": "Where the model will run; this machine (ort-cpu) unless told. One of ort-cpu, ort-cpu-avx2, "
     "ort-cpu-avx512, ort-cpu-vnni, ort-cpu-amx, ort-cpu-arm, tensorrt, openvino.",
     "metric": "FUNC(run) -> float, higher is better; run(feeds) runs the candidate.",
-    "max_drop": "Most that the metric may drop, relative to the original: 0.01 or 1%. Without a metric: share of "
-    "changed classes, or relative output error.",
+    "max_drop": "Most that the metric may drop, relative to the original: 0.01 or 1%. Without a metric, for the "
+    "worst output: share of changed classes where it has them, else relative error.",
     "min_sqnr": "Least SQNR of every output, in dB.",
     "exclude": "Nodes whose name matches are left alone by lossy passes.",
     "report": "Write a report, .json or .html. May be repeated.",

@@ -3,7 +3,8 @@
 With limits, each lossy pass may use an equal share of what is left, as noise power (which adds up over passes that
 err independently) and as metric drop; what it leaves over is there for the next. Without limits, `prune` and
 `lowrank` together keep the outputs at 20 dB where nobody said how much, and an amount that the user gave is
-applied as asked. Without real data, only what changes next to nothing is let through.
+applied as asked. Without real data, they change only what changes next to nothing; passes that are judged by what
+they save (`default_sqnr` None) must only not ruin the outputs, with data or without.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ MORE_DB = 1.0
 class Limits:
     """What the user allows, at most.
 
-    max_drop: fraction of the original's metric (0.01 is one percent); without a metric, 1 - argmax agreement for
-        classifiers, else relative output error.
+    max_drop: fraction of the original's metric (0.01 is one percent); without a metric, of the worst output: share of
+        changed classes where it has them, else relative error.
     min_sqnr: dB, for the worst output.
     """
 
@@ -48,10 +49,14 @@ class Limits:
 
 @dataclass(frozen=True)
 class Allowance:
-    """What one pass may take the whole run to: SQNR not below, drop not above. None means not limited."""
+    """What one pass may take the whole run to: SQNR not below, drop not above. None means not limited.
+
+    blind: it may be used where no output can be compared (`Numerics.blind`).
+    """
 
     sqnr_db: float | None = None
     drop: float | None = None
+    blind: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,8 @@ class Spent:
 def allowance(p: LossyPass, later: Sequence[Pass], spent: Spent, limits: Limits, real: bool) -> Allowance:
     """What `p` may do, with the passes `later` still to come.
 
-    real: whether the user's data or metric was seen; without, amounts that the user did not ask for stay lossless.
+    real: whether the user's data or metric was seen; without, an amount that has a default (`default_sqnr`) and that
+        the user did not ask for stays lossless.
     """
     if limits.given:
         left = 1 + sum(isinstance(q, LossyPass) for q in later)
@@ -75,7 +81,8 @@ def allowance(p: LossyPass, later: Sequence[Pass], spent: Spent, limits: Limits,
     if p.explicit:
         return Allowance()
     if p.default_sqnr is None:
-        return Allowance(min(COLLAPSE_DB, spent.sqnr_db - 3 * MORE_DB))
+        # without data such passes only store weights in fewer bits, as the user asked by naming them
+        return Allowance(min(COLLAPSE_DB, spent.sqnr_db - 3 * MORE_DB), blind=not real)
     if not real:
         return Allowance(min(LOSSLESS_DB, spent.sqnr_db - MORE_DB))
     left = 1 + sum(isinstance(q, LossyPass) and not q.explicit and q.default_sqnr is not None for q in later)

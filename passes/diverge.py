@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor of both models. op: what makes it in the first."""
+    """One tensor of both models. op: what makes it in the first; "input" or "constant" where no node does."""
 
     name: str
     op: str
@@ -46,10 +46,11 @@ def compare(
     """
     first, second = (m if isinstance(m, ir.Model) else ir.load(m) for m in (a, b))
     makers = {t.name: n.op for n in first.graph.nodes for t in n.outputs if t.name}
+    makers |= {t.name: "input" for t in first.graph.inputs}
     finals = [t.name for t in first.outputs]
     missing = _missing(finals, second)
     diffs = compare_tensors(first, second, feeds, None if inner else finals, threads=threads)
-    rows = {d.name: Tensor(d.name, makers.get(d.name, "input"), d) for d in diffs}
+    rows = {d.name: Tensor(d.name, makers.get(d.name, "constant"), d) for d in diffs}
     return Divergence(
         tuple(row for name, row in rows.items() if name not in finals),
         tuple(rows[name] for name in finals if name in rows),

@@ -16,6 +16,7 @@ import numpy as np
 from ..ir.errors import DataError
 from ..runtime.feeds import feed_bytes, wide
 from ..runtime.loading import give_back, is_large
+from ..runtime.numerics import UNSEEN
 from ..runtime.session import Session
 from .budget import EXACT_DB, TIES_DB, Allowance, Limits, Spent, noise
 
@@ -29,6 +30,7 @@ HOPELESS_DB = 3.0
 """Below this half of the output's power is noise: no metric is asked."""
 BATCH = 2
 """Feeds of a metric that are more than so many times as large as the check feeds count in memory."""
+NOWHERE = "the original's outputs are empty or not finite on all check feeds"
 SLACK = 1e-9
 """Comparison of a drop with its limit, against rounding in the subtraction of two accuracies."""
 
@@ -156,11 +158,19 @@ class Judge:
             return (f"{self.drop_name} {drop:.2%} is above the {allowed.drop:.2%} left for it",)
         return ()
 
-    def exact_reasons(self, numerics: Numerics, before: Spent) -> tuple[str, ...]:
-        """Why a pass that promised to be exact was not: more noise than rounding on top of what was there."""
+    def unknown(self, numerics: Numerics, allowed: Allowance) -> tuple[str, ...]:
+        """Why no lossy change may be kept at any strength: what it may cost is bounded, and nothing shows it."""
+        bounded = allowed.sqnr_db is not None or (allowed.drop is not None and self.metric is None)
+        if not (numerics.blind and bounded) or allowed.blind:
+            return ()
+        return (f"{UNSEEN}: {NOWHERE}",)
+
+    def exact_reasons(self, numerics: Numerics, before: Numerics | None) -> tuple[str, ...]:
+        """Why a pass that promised to be exact was not: more noise in an output than it had before, and rounding."""
+        had = {} if before is None else {o.name: noise(o.sqnr_db) for o in before.outputs}
         for output in numerics.outputs:
             added = noise(EXACT_DB if output.exact is None else TIES_DB)
-            most = 1.05 * noise(before.sqnr_db) + added
+            most = 1.05 * had.get(output.name, 0.0) + added
             if noise(output.sqnr_db) > most and noise(output.sqnr_db) > most + self._rounding(output.name):
                 return (f"it should be exact, but took output {output.name!r} to SQNR {output.sqnr_db:.1f} dB",)
         return ()

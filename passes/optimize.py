@@ -20,12 +20,12 @@ from ..runtime.feeds import Feeds, resolve
 from ..runtime.functions import is_function, load_function
 from ..runtime.latency import Timings
 from ..runtime.loading import is_large
-from ..runtime.numerics import Reference
+from ..runtime.numerics import UNSEEN, Numerics, Reference
 from ..runtime.sources import DataOptions
 from . import report as reports
 from .base import Context, LossyPass, Pass
 from .budget import COLLAPSE_DB, Limits
-from .judge import Judge, Metric
+from .judge import NOWHERE, Judge, Metric
 from .pace import Pace
 from .pipeline import Observer, Pipeline, arrange
 from .recipe import Settings, pattern
@@ -176,6 +176,7 @@ def execute(
     )
     _judge(report, run, broken, metric)
     _warn_of_damage(report, run, numerics.min_sqnr)
+    _warn_of_the_unseen(report, run, numerics)
     _save_timings(ctx.timings, run)
     report.seconds, report.peak_mb = watch.seconds(), peak_mb()
     return Result(run.model, report)
@@ -215,6 +216,16 @@ def _warn_of_damage(report: Report, run: Run, sqnr_db: float) -> None:
     report.notes = run.notes
 
 
+def _warn_of_the_unseen(report: Report, run: Run, numerics: Numerics) -> None:
+    """Outputs that are empty, or NaN, on every check feed prove nothing: say so, since equal they are."""
+    if numerics.blind:
+        run.note(f"{UNSEEN}: {NOWHERE}, so what changes cost is unknown. Give --data with inputs where they are not.")
+    elif numerics.unseen:
+        names = ", ".join(map(repr, numerics.unseen))
+        run.note(f"{UNSEEN} of {names}: empty or not finite in the original on all check feeds")
+    report.notes = run.notes
+
+
 def _held_back(run: Run) -> list[str]:
     """What lossy passes said about themselves in a run without real data."""
     if run.ctx.source != "random":
@@ -227,6 +238,8 @@ def _split(feeds: Feeds, passes: Sequence[tuple[Pass, bool]]) -> tuple[Feeds, Fe
     if feeds.source == "random" or not any(isinstance(p, LossyPass) for p, _ in passes):
         return feeds, feeds.spread(CHECKS)
     fit, check = feeds.split()
+    if fit.shared:
+        feeds.note(f"too few feeds to split ({len(feeds)}): fitted and checked on the same, so expect worse on others")
     return fit, check.spread(CHECKS)
 
 

@@ -168,8 +168,7 @@ class Run:
         if not trial.result.changed:
             return None
         if trial.numerics is not None:
-            before = Spent() if self.numerics is None else Spent(self.numerics.min_sqnr)
-            trial.reasons = self.judge.exact_reasons(trial.numerics, before)
+            trial.reasons = self.judge.exact_reasons(trial.numerics, self.numerics)
         if trial.reasons:
             step.reason = f"rolled back: {trial.reasons[0]}"
             return None
@@ -186,7 +185,7 @@ class Run:
         step.reason, step.tried = outcome.reason, tuple(outcome.tried)
         if outcome.result is not None:
             step.result = outcome.result
-        if outcome.reason and allowed.sqnr_db == LOSSLESS_DB:
+        if outcome.reason and not (real or self.judge.limits.given) and allowed.sqnr_db == LOSSLESS_DB:
             step.reason += "; without real data (--data) only lossless changes are made"
         if step.reason:
             self.note(f"{p.name}: {step.reason}")

@@ -59,7 +59,7 @@ class Solver:
         reason = ""
         if full.reasons:
             reason, full.model = full.reasons[0], self.model  # what is given up must not take memory
-            best = self._bisect()
+            best = None if self._unknown(full) else self._bisect()
         if best is None:
             return Outcome(None, self._give_up(reason), self.tried, full.result)
         return self._must_pay(best, f"weakened: at full strength {reason}" if reason else "", full)
@@ -72,10 +72,13 @@ class Solver:
         trial.strength = strength
         row: dict[str, Any] = {"strength": strength}
         if trial.result.changed and trial.numerics is not None:
-            trial.reasons = self.judge.reasons(trial.model, trial.numerics, self.allowed)
+            trial.reasons = self._unknown(trial) or self.judge.reasons(trial.model, trial.numerics, self.allowed)
             row |= {"sqnr_db": trial.numerics.min_sqnr, "fits": not trial.reasons}
         self.tried.append(row)
         return trial
+
+    def _unknown(self, trial: Trial) -> tuple[str, ...]:
+        return () if trial.numerics is None else self.judge.unknown(trial.numerics, self.allowed)
 
     def _bisect(self) -> Trial | None:
         low, high, best = 0.0, 1.0, None
@@ -106,4 +109,6 @@ class Solver:
         return trouble
 
     def _give_up(self, reason: str) -> str:
+        if len(self.tried) == 1:
+            return f"rolled back: {reason}"
         return f"rolled back: even the smallest amount tried does not fit; at full strength {reason}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,20 +80,23 @@ def _sqnr_row(numerics: Mapping[str, Any] | None) -> Row | None:
     if not numerics:
         return None
     kind = "random feeds (nothing real)" if numerics["source"] == "random" else "check feeds"
+    kind += " (fitted on as well)" if numerics.get("shared") else ""
     where = f"signal to noise (SQNR), worst output, on {numerics['feeds']} {kind}"
     return Row("output fidelity", "", sqnr(numerics), where)
 
 
 def sqnr(numerics: Mapping[str, Any] | None) -> str:
-    """SQNR of the worst output."""
+    """SQNR of the worst output of which something was compared."""
     if not numerics or not numerics["outputs"]:
         return ""
-    return db(min(numerics["outputs"], key=lambda o: o["sqnr_db"]))
+    return db(min(numerics["outputs"], key=lambda o: math.inf if o["sqnr_db"] is None else o["sqnr_db"]))
 
 
 def db(output: Mapping[str, Any]) -> str:
     """One output's SQNR."""
     value = output["sqnr_db"]
+    if value is None:
+        return output.get("trouble") or ""
     return "exact" if value >= 999 else output.get("trouble") or "broken" if value <= -999 else f"{value:.1f} dB"
 
 

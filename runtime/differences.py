@@ -57,9 +57,14 @@ class Channels:
 
 
 def common(a: Model, b: Model) -> list[str]:
-    """Tensors that nodes of both models make, in a's topological order."""
-    theirs = {n for n, t in outer_tensors(b).items() if isinstance(t, gs.Variable) and t.inputs}
-    return [n for n, t in outer_tensors(a).items() if n in theirs and isinstance(t, gs.Variable) and t.inputs]
+    """Tensors that nodes of both models make, in a's topological order; of a's outputs also inputs and constants."""
+    ours, theirs = outer_tensors(a), outer_tensors(b)
+    outputs = {t.name for t in a.graph.outputs}
+    return [n for n, t in ours.items() if n in theirs and (n in outputs or (_made(t) and _made(theirs[n])))]
+
+
+def _made(tensor: gs.Tensor) -> bool:
+    return isinstance(tensor, gs.Variable) and bool(tensor.inputs)
 
 
 def compare_tensors(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -23,6 +24,7 @@ Feed = dict[str, Any]
 DEFAULT_SAMPLES = 512  # feeds that are used of a larger data set when nobody says; statistics converge far earlier
 WIDE = 8 << 20  # bytes of a feed from which on the activations of sessions count, see `wide`
 ACTIVE = 192 << 20  # bytes of activations, all together, from which on they do
+SPACED = 1 << 18  # entries of an array that a checksum looks at: about a millisecond
 
 
 class Source(Protocol):
@@ -81,6 +83,9 @@ class Store:
     check: Callable[[Any, int], Feed]
     cache_bytes: int
     cached: dict[int, Feed] = field(default_factory=dict)
+    sums: dict[int, int] = field(
+        default_factory=dict
+    )  # of feeds that are not cached, which must come again as they were
     used: int = 0
     count: int | None = None
 
@@ -119,7 +124,16 @@ class Store:
         if index not in self.cached and self.used + size <= self.cache_bytes:
             self.cached[index] = feed
             self.used += size
+        elif index not in self.cached:
+            self._compare(index, checksum(feed))
         return feed
+
+    def _compare(self, index: int, found: int) -> None:
+        if self.sums.setdefault(index, found) != found:
+            raise DataError(
+                f"the data gave other values for feed {index} when it was read again; "
+                "what makes it must give the same each time: seed its random numbers"
+            )
 
 
 class Feeds:
@@ -223,6 +237,17 @@ def feed_bytes(feed: Feed) -> int:
     return sum(int(np.asarray(a).nbytes) for v in feed.values() for a in (v if isinstance(v, list) else [v]))
 
 
+def checksum(feed: Feed) -> int:
+    """CRC-32 of a feed's values, of large arrays at even spaces: values made anew differ nearly everywhere."""
+    total = 0
+    for value in feed.values():
+        for item in value if isinstance(value, list) else [value]:
+            flat = np.asarray(item).reshape(-1)
+            part = flat[:: 1 + flat.size // SPACED]
+            total = zlib.crc32(repr(part.tolist()).encode() if part.dtype.hasobject else part.tobytes(), total)
+    return total
+
+
 def wide(feeds: Feeds, model: Any) -> bool:
     """Whether the activations of each session count: an arena keeps them, or up to ten times a feed's bytes, for as
     long as its session lives. model: one whose shapes are inferred, or anything else that a session takes."""
@@ -257,6 +282,7 @@ __all__ = [
     "Source",
     "Store",
     "Stream",
+    "checksum",
     "feed_bytes",
     "resolve",
     "spaced",

@@ -19,7 +19,9 @@ from .session import ModelLike, Session
 from .specs import kind_of
 
 DB_CAP = 999.0  # how ±infinite dB is written in JSON, where comparing must work and inf is not a number
+BROKEN_DROP = 1e9  # drop of an output that is broken
 SILENCE = 1e-6  # root mean square at which noise is measured when the reference is exactly zero
+UNSEEN = "nothing to compare"  # trouble of an output that is empty, or nowhere finite, in the original on all feeds
 
 
 def json_db(value: float) -> float:
@@ -40,14 +42,14 @@ def decibels(signal: float, noise: float) -> float:
 class OutputDiff:
     """One output over all feeds.
 
-    sqnr_db: 10·log10(Σ ref² / Σ (ref - out)²); inf when equal, -inf when the candidate has NaN or infinity where the
-        original has none, or another shape. For outputs that are not floats every element counts as signal 1 and
-        every mismatch as noise 1, so 20 dB are 1 % mismatches.
+    sqnr_db: 10·log10(Σ ref² / Σ (ref - out)²); inf when equal (or `unseen`), -inf when the candidate has NaN or
+        infinity where the original has none, or another shape. For outputs that are not floats every element counts
+        as signal 1 and every mismatch as noise 1, so 20 dB are 1 % mismatches.
     cosine: Σ ref·out / sqrt(Σ ref² Σ out²); None for outputs that are not floats.
     max_abs: the largest absolute difference; None likewise.
     argmax_agreement: share of rows with the same largest entry, for [rows, classes] floats; else None.
     exact: share of equal elements, for outputs that are not floats; else None.
-    trouble: why it is broken: "other shape", or "NaN or infinite"; "" otherwise.
+    trouble: why it is broken: "other shape", or "NaN or infinite"; `UNSEEN` when nothing was compared; else "".
     rescaled_db: SQNR once each channel is brought back to the reference's scale, where that explains most of the
         difference (see `differences`); None otherwise.
     """
@@ -61,9 +63,27 @@ class OutputDiff:
     trouble: str = ""
     rescaled_db: float | None = None
 
+    @property
+    def unseen(self) -> bool:
+        """Whether no element was compared, so that the figures say nothing."""
+        return self.trouble == UNSEEN
+
+    @property
+    def drop(self) -> float:
+        """Damage without labels, 0 for none: 1 - argmax agreement where there is one, else the relative error.
+
+        Of values that are not floats (classes, indices), the share that differs.
+        """
+        if self.sqnr_db == -math.inf:
+            return BROKEN_DROP
+        same = self.exact if self.cosine is None else self.argmax_agreement
+        if same is not None:
+            return 1.0 - same
+        return 0.0 if self.sqnr_db == math.inf else min(BROKEN_DROP, 10 ** (-self.sqnr_db / 20))
+
     def to_json(self) -> dict[str, Any]:
-        """For the report; see `json_db` for infinities."""
-        row: dict[str, Any] = {"name": self.name, "sqnr_db": json_db(self.sqnr_db)}
+        """For the report; see `json_db` for infinities. SQNR is None where nothing was compared."""
+        row: dict[str, Any] = {"name": self.name, "sqnr_db": None if self.unseen else json_db(self.sqnr_db)}
         row["cosine"] = None if self.cosine is None else round(self.cosine, 6)
         finite = self.max_abs is not None and math.isfinite(self.max_abs)
         row["max_abs"] = float(f"{self.max_abs:.6g}") if finite else None
@@ -77,7 +97,10 @@ class OutputDiff:
 
 @dataclass(frozen=True)
 class Numerics:
-    """All outputs of a candidate beside the original's. source: where the feeds came from."""
+    """All outputs of a candidate beside the original's.
+
+    source: where the feeds came from. shared: statistics were fitted on the same feeds, because there were too few.
+    """
 
     outputs: tuple[OutputDiff, ...]
     feeds: int
@@ -85,30 +108,37 @@ class Numerics:
     shared: bool = False
 
     @property
+    def unseen(self) -> tuple[str, ...]:
+        """The outputs of which no element was compared."""
+        return tuple(o.name for o in self.outputs if o.unseen)
+
+    @property
+    def blind(self) -> bool:
+        """Whether that is all of them, so that nothing is known of what the candidate costs."""
+        return bool(self.outputs) and len(self.unseen) == len(self.outputs)
+
+    @property
     def min_sqnr(self) -> float:
-        """The worst output's SQNR in dB (inf for a model without outputs)."""
+        """The worst output's SQNR in dB (inf for a model without outputs, or when `blind`)."""
         return min((o.sqnr_db for o in self.outputs), default=math.inf)
 
     @property
-    def agreement(self) -> float | None:
-        """The worst argmax agreement, when the model classifies."""
-        return min((o.argmax_agreement for o in self.outputs if o.argmax_agreement is not None), default=None)
-
-    @property
     def drop(self) -> float:
-        """Damage without labels, 0 for none: 1 - argmax agreement for classifiers, else relative output error."""
-        if self.agreement is not None and self.min_sqnr > -math.inf:
-            return 1.0 - self.agreement
-        return 0.0 if self.min_sqnr == math.inf else min(1e9, 10 ** (-max(self.min_sqnr, -200.0) / 20))
+        """Damage without labels, 0 for none: that of the worst output."""
+        return max((o.drop for o in self.outputs), default=0.0)
 
     def to_json(self) -> dict[str, Any]:
         """The report's `numerics`."""
-        return {"source": self.source, "feeds": self.feeds, "outputs": [o.to_json() for o in self.outputs]}
+        row = {"source": self.source, "feeds": self.feeds, "outputs": [o.to_json() for o in self.outputs]}
+        return row | ({"shared": True} if self.shared else {})
 
 
 @dataclass
 class Diff:
-    """Running sums for one tensor; `add` a pair of values, then ask for `result`."""
+    """Running sums for one tensor; `add` a pair of values, then ask for `result`.
+
+    seen: floats that are finite in the reference. compared: values of other types.
+    """
 
     name: str
     signal: float = 0.0
@@ -116,6 +146,7 @@ class Diff:
     power: float = 0.0
     product: float = 0.0
     count: int = 0
+    seen: int = 0
     max_abs: float = 0.0
     rows: int = 0
     agreed: int = 0
@@ -163,7 +194,9 @@ class Diff:
 
     def _floats(self, ref: np.ndarray, out: np.ndarray) -> None:
         good = np.isfinite(ref)
-        if not good.all():
+        seen = int(np.count_nonzero(good))
+        self.seen, whole = self.seen + seen, seen == good.size
+        if not whole:
             ref, out = np.where(good, ref, 0), np.where(good, out, 0)
         if not np.isfinite(out).all():
             self.broken, self.trouble = True, self.trouble or "NaN or infinite"
@@ -176,11 +209,20 @@ class Diff:
         self.count += ref.size
         self.max_abs = max(self.max_abs, float(np.abs(gap).max(initial=0)))
         if ref.ndim == 2 and ref.shape[1] >= 2 and ref.dtype.kind == "f":
-            self.rows += len(ref)
-            self.agreed += int((ref.argmax(1) == out.argmax(1)).sum())
+            self._classes(ref, out, None if whole else good)
+
+    def _classes(self, ref: np.ndarray, out: np.ndarray, good: np.ndarray | None) -> None:
+        """Rows with the same largest entry; good: what is finite in the reference, None for all."""
+        if good is not None:
+            rows = good.any(1)
+            ref, out = (np.where(good, x, -np.inf)[rows] for x in (ref, out))
+        self.rows += len(ref)
+        self.agreed += int((ref.argmax(1) == out.argmax(1)).sum())
 
     def result(self) -> OutputDiff:
         """The figures over everything added."""
+        if not (self.broken or self.seen or self.compared):
+            return OutputDiff(self.name, math.inf, trouble=UNSEEN)
         signal = self.signal or self.count * SILENCE**2
         parts = [] if not self.floats else [decibels(signal, self.noise)]
         if self.compared:
@@ -290,4 +332,4 @@ def compare(a: ModelLike | Session, b: ModelLike | Session, feeds: Feeds, thread
     return Reference(a, feeds, threads=threads, memory_mb=0).compare(b)
 
 
-__all__ = ["DB_CAP", "Diff", "Numerics", "OutputDiff", "Reference", "compare", "decibels", "json_db"]
+__all__ = ["DB_CAP", "UNSEEN", "Diff", "Numerics", "OutputDiff", "Reference", "compare", "decibels", "json_db"]

@@ -19,12 +19,11 @@ from .session import Session
 
 
 def outer_tensors(model: Model) -> dict[str, Any]:
-    """Named tensors of the main graph: inputs first, then as nodes read and make them."""
+    """Named tensors of the main graph: inputs, then as nodes read and make them, then outputs that are constants."""
     found = {t.name: t for t in model.graph.inputs}
-    for node in model.graph.nodes:
-        for tensor in (*node.inputs, *node.outputs):
-            if tensor.name:
-                found.setdefault(tensor.name, tensor)
+    for tensor in (*(t for node in model.graph.nodes for t in (*node.inputs, *node.outputs)), *model.graph.outputs):
+        if tensor.name:
+            found.setdefault(tensor.name, tensor)
     return found
 
 

@@ -287,6 +287,15 @@ def test_an_exact_pass_that_is_not_is_rolled_back(steady):
     assert result.report.numerics["outputs"][0]["sqnr_db"] == 999
 
 
+def test_noise_of_one_output_excuses_no_other(steady):
+    text = "g (float[N,2] x) => (float[N,2] y, float[N,2] z) <float[2,2] w = {1,2,3,4}, float[2,2] b = {1,2,3,5}> "
+    m = ir.text.parse(text + "{ y = MatMul(x, w) z = MatMul(x, b) }")
+    feeds = [{"x": np.float32([[1, k]])} for k in range(8)]
+    steps = optimize(m, [Noise(9.0, asked=True), Lies(), Rename()], data=feeds).report.steps[1:]
+    assert [s["kept"] for s in steps] == [True, False, True]
+    assert steps[1]["reason"] == "rolled back: it should be exact, but took output 'z' to SQNR 0.0 dB"
+
+
 def test_a_failing_pass_leaves_the_best_model_and_the_rest_runs(steady):
     result = optimize(toys.model(), [Rename("a_"), Raises(), Breaks(), Rename("b_")], data=toys.feeds())
     assert [s["kept"] for s in result.report.steps] == [True, False, False, True]

@@ -72,6 +72,15 @@ def test_numerics_are_measured_on_feeds_that_were_not_fitted_on(made):
     assert result.report.numerics["source"] == "data"
 
 
+def test_feeds_that_are_fitted_and_checked_on_are_told(monkeypatch):
+    monkeypatch.setattr(pace.Pace, "compare", by_nodes)
+    few, more = (optimize(toys.model(), [Noise(0.1)], data=toys.feeds(n)).report for n in (3, 4))
+    assert few.numerics["shared"] is True and "shared" not in more.numerics
+    assert any(note.startswith("too few feeds to split (3)") for note in few.notes)
+    assert not any(note.startswith("too few") for note in more.notes)
+    assert "fitted on as well" in words.summary(few.to_json())[-1].change
+
+
 def test_json_is_strict_and_written_whole(made):
     result, folder = made
     result.report.save(folder / "r.json")

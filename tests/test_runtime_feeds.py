@@ -2,11 +2,12 @@
 
 import itertools
 
+import ml_dtypes
 import numpy as np
 import pytest
 from onnxslim_opt.ir.errors import DataError, OptionError
 from onnxslim_opt.runtime import DataOptions, Session, rename_feeds, resolve
-from onnxslim_opt.runtime.feeds import DEFAULT_SAMPLES, Feeds, spaced
+from onnxslim_opt.runtime.feeds import DEFAULT_SAMPLES, Feeds, checksum, spaced
 
 from onnxslim_opt import ir
 
@@ -75,6 +76,25 @@ def test_partly_cached_streams_give_the_same_feeds():
     feeds = resolve(lambda: iter(big), MODEL, DataOptions(cache_mb=1))
     assert marks(feeds) == marks(feeds) == list(range(5))
     assert len(feeds._store.cached) == 1
+
+
+@pytest.mark.parametrize("size", [1, 1 << 17])  # beyond the second, not all entries are looked at
+def test_data_that_differ_when_they_are_read_again_are_refused(size):
+    drawn = itertools.count()
+
+    def generate():
+        yield from ({"x": np.full((size, 3), next(drawn) if k == 2 else k, np.float32)} for k in range(4))
+
+    with pytest.raises(DataError, match=r"other values for feed 2 when it was read again.*seed"):
+        list(resolve(generate, MODEL, DataOptions(cache_mb=0)))
+    assert size > 1 or len(list(resolve(generate, MODEL))) == 4, "what is kept is not read again"
+
+
+def test_a_checksum_takes_every_type():
+    texts, halves = np.array(["a", "b"], object), np.ones((2, 3), ml_dtypes.bfloat16)
+    values = [texts, texts[::-1], halves, halves * 2, np.ones((3, 2)).T, [np.zeros(1), np.ones(2)], None, np.bool_(1)]
+    assert len({checksum({"x": value}) for value in values}) == len(values)
+    assert checksum({"x": halves}) == checksum({"x": halves.copy()})
 
 
 def test_endless_and_long_streams_are_cut():

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 from onnxslim_opt.ir.errors import ModelError
+from onnxslim_opt.passes import diverge
 from onnxslim_opt.runtime import Reference, Session, numerics, resolve
 from onnxslim_opt.runtime.differences import Channels, common, compare_tensors
 from onnxslim_opt.runtime.numerics import Diff
@@ -109,6 +110,36 @@ def test_every_kind_of_value(ref, out, sqnr):
     json.dumps(diff(ref, out).to_json(), allow_nan=False)
 
 
+@pytest.mark.parametrize(
+    "value", [F([[np.nan, np.inf]]), F([]), np.zeros((0, 3), np.int64), [], [F([]), F([np.nan])], np.float16([np.inf])]
+)
+def test_equal_values_of_which_nothing_can_be_compared(value):
+    row = diff(value, value)
+    assert row.unseen and row.sqnr_db == math.inf and row.argmax_agreement is None
+    assert json.loads(json.dumps(row.to_json(), allow_nan=False))["sqnr_db"] is None
+    assert row.to_json()["trouble"] == "nothing to compare"
+
+
+def test_one_element_that_can_be_compared_is_enough():
+    assert not diff(F([[np.nan, 1]]), F([[np.nan, 1]])).unseen
+    assert not diff(F([]), F([1])).unseen and diff(F([]), F([1])).trouble == "other shape"
+    rows = diff(F([[np.nan, np.nan], [1, 2]]), F([[np.nan, np.nan], [2, 1]]))
+    assert rows.argmax_agreement == 0, "a row of NaN agrees with nothing"
+    masked = diff(F([[-np.inf, -1, -2], [-np.inf, -1, -2]]), F([[-np.inf, -2, -1], [-np.inf, -1, -2]]))
+    assert masked.argmax_agreement == 0.5, "no class that the original rules out is the largest"
+
+
+def test_the_drop_is_that_of_the_worst_output():
+    table = diff(F([[1, 2], [3, 4]]), F([[1, 2], [4, 3]]))
+    image = diff(F([[[3, 4]]]), F([[[3, 3]]]))
+    labels = diff(np.array([[1, 2, 3, 4]]), np.array([[1, 2, 3, 5]]))
+    assert [d.drop for d in (table, image, labels)] == pytest.approx([0.5, 0.2, 0.25])
+    assert numerics.Numerics((labels, image), 1, "data").drop == labels.drop
+    assert numerics.Numerics((diff(F([[1, 2]]), F([[1, 2.1]])), image), 1, "data").drop == image.drop
+    assert diff(F([[1, 2]]), F([1, 2])).drop == numerics.BROKEN_DROP
+    assert diff(F([]), F([])).drop == numerics.Numerics((), 1, "data").drop == 0
+
+
 def test_argmax_is_for_tables_of_floats_only():
     assert diff(F([[1, 2]]), F([[2, 1]])).argmax_agreement == 0
     assert diff(F([[1], [2]]), F([[1], [2]])).argmax_agreement is None
@@ -129,6 +160,20 @@ def test_compare_tensors_finds_the_first_divergence():
     assert [r.name for r in compare_tensors(a, b, resolve(data, a), ["y", "b"])] == ["b", "y"]
     small = compare_tensors(a, b, resolve(data, a), memory_mb=0)
     assert small == rows
+
+
+def test_outputs_that_are_constants_or_inputs_are_compared():
+    text = "g (float[N,2] x) => (float[1] k, float[1] c, float[N,2] x) <float[1] c = {2}> { k = Neg(c) }"
+    other = text.replace("{2}", "{1}")
+    folded = other.replace("{1}>", "{1}, float[1] k = {-1}>").replace("{ k = Neg(c) }", "{ }")
+    for b in (other, folded):
+        found = diverge.compare(ir.text.parse(text), ir.text.parse(b), [{"x": F([[1, 2]])}])
+        assert [(t.name, t.op, round(t.diff.sqnr_db, 1)) for t in found.outputs] == [
+            ("k", "Neg", 6.0),
+            ("c", "constant", 6.0),
+            ("x", "input", math.inf),
+        ]
+        assert not found.inner and not found.missing
 
 
 @pytest.mark.parametrize("axis", [1, -1])

@@ -11,8 +11,9 @@ import pytest
 import toys
 from onnxslim_opt.ir import edit
 from onnxslim_opt.ir.errors import DataError, LimitsNotMet
-from onnxslim_opt.passes import budget, pace
+from onnxslim_opt.passes import budget, pace, words
 from onnxslim_opt.passes.budget import Allowance, Limits, Spent, allowance
+from onnxslim_opt.passes.judge import NOWHERE
 from onnxslim_opt.passes.optimize import optimize
 from test_pipeline import by_nodes
 from toys import Noise, Pays, Rename
@@ -69,6 +70,8 @@ def test_shares_add_up_to_the_limit():
         (Noise(), Spent(), Limits(), False, Allowance(60.0)),
         (Pays(), Spent(), Limits(), True, Allowance(10.0)),
         (Pays(), Spent(11.0), Limits(), True, Allowance(8.0)),
+        (Pays(), Spent(), Limits(), False, Allowance(10.0, blind=True)),
+        (Pays(), Spent(), Limits(0.01), False, Allowance(None, 0.01)),
         (Noise(asked=True), Spent(), Limits(0.01, 30.0), True, Allowance(30.0, 0.01)),
     ],
 )
@@ -317,3 +320,46 @@ def test_one_slow_measurement_is_not_enough(monkeypatch):
 
     monkeypatch.setattr(pace.Pace, "compare", noisy)
     assert run(Noise(0.01)).steps[0]["kept"]
+
+
+# ---------------------------------------------------------------- outputs that show nothing
+
+
+BLIND = "g (float[N,2] x) => (float[N,2] y) <float[2,2] w = {1,2,3,4}, float[1] s = {-1000}> "
+BLIND += "{ a = MatMul(x, w) b = Add(a, s) y = Sqrt(b) }"
+SMALL = [{"x": np.full((1, 2), k, np.float32)} for k in range(8)]
+
+
+@pytest.mark.parametrize(
+    ("p", "options", "kept"),
+    [
+        (Noise(asked=True), {"min_sqnr": 1}, False),
+        (Noise(asked=True), {"max_drop": 0.9}, False),
+        (Noise(asked=True), {"max_drop": 0.9, "metric": lambda run: 1.0}, True),
+        (Noise(asked=True), {}, True),
+        (Noise(), {}, False),
+        (Pays(), {}, False),
+        (Pays(), {"data": None}, True),
+        (Pays(), {"data": None, "min_sqnr": 1}, False),
+        (Rename(), {"min_sqnr": 1}, True),
+    ],
+)
+def test_a_change_is_not_within_limits_where_nothing_can_be_compared(p, options, kept):
+    report = optimize(ir.text.parse(BLIND), [p], **{"data": SMALL, **options}).report
+    step = report.steps[0]
+    assert step["kept"] is kept
+    assert len(step["tried"]) == (p.name != "rename"), "no other strength shows more"
+    assert kept or step["reason"] == f"rolled back: nothing to compare: {NOWHERE}"
+    assert report.numerics["outputs"][0]["trouble"] == "nothing to compare"
+    assert any(note.startswith("nothing to compare") and "--data" in note for note in report.notes)
+
+
+def test_one_output_of_several_that_shows_nothing_is_told():
+    text = BLIND.replace("(float[N,2] y)", "(float[N,2] y, float[N,2] a)")
+    report = optimize(ir.text.parse(text), [Noise(0.01, asked=True)], data=SMALL, min_sqnr=20).report
+    assert report.steps[0]["kept"] and words.sqnr(report.numerics).endswith("dB")
+    assert "nothing to compare of 'y': empty or not finite in the original on all check feeds" in report.notes
+
+
+def test_a_limit_of_60_db_is_not_taken_for_the_want_of_data():
+    assert "without real data" not in run(Noise(asked=True), min_sqnr=60).steps[0]["reason"]
