@@ -145,22 +145,22 @@ def _undilated(rw: Rewriter, node: gs.Node) -> Outcome:
 
 def _aside(rw: Rewriter, node: gs.Node) -> Outcome:
     """A dilated mean stays float, but ONNX Runtime makes integers of every AveragePool between a DequantizeLinear and a
-    QuantizeLinear, and then refuses the dilations: a Max of one tensor, which it keeps, holds the two apart."""
+    QuantizeLinear, and then refuses the dilations: a Max with -∞, no copy to anyone, holds the two apart."""
     out = node.outputs[0]
-    if "dilations" not in node.attrs or any(_is_copy(r) for r in rw.readers(out)):
+    if "dilations" not in node.attrs or not _is_float(out) or any(_is_copy(rw, r) for r in rw.readers(out)):
         return None
     pooled = rw.insert(node, node.op, node.inputs, dict(node.attrs), rw.variable(out, shape=rw.shape(out)))
-    return rw.become(node, "Max", [pooled])
+    return rw.become(node, "Max", [pooled, rw.constant(f"{node.name}_least", np.float32(-np.inf))])
 
 
 def _back(rw: Rewriter, node: gs.Node) -> Outcome:
-    if not _is_copy(node) or rw.maker(node.inputs[0], "AveragePool") is None:
+    if not _is_copy(rw, node) or rw.maker(node.inputs[0], "AveragePool") is None:
         return None
     return rw.replace(node.outputs[0], node.inputs[0]) or None
 
 
-def _is_copy(node: gs.Node) -> bool:
-    return node.op == "Max" and len(node.inputs) == 1
+def _is_copy(rw: Rewriter, node: gs.Node) -> bool:
+    return node.op == "Max" and len(node.inputs) == 2 and rw.scalar(node.inputs[1]) == -np.inf
 
 
 def _flattens(rw: Rewriter, reader: gs.Node, width: int) -> bool:
