@@ -87,6 +87,18 @@ def test_heads_of_fused_attention_go_separately() -> None:
         assert sorted(len(f.units) for f in groups(make(), image(*shape)).families) == counts
 
 
+@pytest.mark.parametrize("interleaved", [0, 1])
+def test_dimensions_of_heads_of_four_go_with_the_one_they_turn_with(interleaved: int) -> None:
+    n = Net(x=[2, 5, 6], opset=23)
+    heads = n.op("Transpose", n.op("Reshape", n.linear("x", 6, 16), n.ints(0, 0, 4, 4)), perm=[0, 2, 1, 3])
+    turned = n.op("RotaryEmbedding", heads, n.weight(2, 5, 2), n.weight(2, 5, 2), interleaved=interleaved)
+    n.linear(n.op("Reshape", n.op("Transpose", turned, perm=[0, 2, 1, 3]), n.ints(0, 0, 16)), 16, 4)
+    model = n.model()
+    assert sorted(len(f.units) for f in groups(model, image(2, 5, 6)).families) == [2, 4]  # pairs, heads
+    for seed in range(3):
+        check(model, image(2, 5, 6), seed=seed)
+
+
 def test_all_but_one_channel() -> None:
     model = residual()
     _, small, _ = check(model, image(2, 3, 8, 8), 1.0)
@@ -136,6 +148,9 @@ PINS = {
     "Softmax": lambda n, a: n.op("Softmax", a, axis=1),
     "ReduceSum": lambda n, a: n.op("ReduceSum", a, n.ints(1)),
     "statistics of LRN": lambda n, a: n.op("LRN", a, size=3),
+    "statistics of Mean": lambda n, a: n.op("MeanVarianceNormalization", a, axes=[-3, -2, -1]),
+    "summed by Einsum": lambda n, a: n.op("Einsum", a, equation="bchw->bhw"),
+    "by Einsum": lambda n, a: n.op("Einsum", a, n.weight(6), a, equation="bchw,c,bchw->bhw"),
     "Trilu": lambda n, a: n.op("Trilu", n.op("Transpose", a, perm=[0, 2, 3, 1])),
     "no facts for op Det": lambda n, a: n.op("Det", a),
 }
@@ -149,6 +164,17 @@ def test_pins_have_a_reason(reason: str) -> None:
     rows = found.describe()
     assert not len(found.units)
     assert len(rows) == 1 and rows[0].channels == 6 and reason in (rows[0].pinned or "")
+
+
+def test_sizes_that_the_model_puts_out_stay() -> None:
+    n = Net(x=["N", 3, 6, 6])
+    a, b = n.conv("x", 3, 6), n.conv("x", 3, 6)
+    channels, batch = n.op("Shape", a, start=1), n.op("Shape", b, end=1)
+    model = n.head(n.op("Concat", a, n.conv(b, 6, 6), axis=1), 12)
+    model.graph.outputs += [model.tensors()[t] for t in (channels, batch)]
+    found, small, _ = check(model, image(2, 3, 6, 6), 1.0)
+    assert {r.pinned for r in found.describe()} >= {"size put out by Shape 'Shape_2'"}
+    assert [s[0] for s in sizes(small, "Conv")] == [6, 1, 1]
 
 
 def test_excluded_nodes_keep_their_sizes() -> None:

@@ -218,6 +218,48 @@ def test_a_classifier_behind_global_pooling_takes_constants_over() -> None:
     assert widths(small) == [8]
 
 
+INTEGERS = {  # zero points of the weight that are tried; ConvInteger takes one for all outputs
+    "QLinearConv": (0, 7, "by output"),
+    "QLinearMatMul": (0, 7, "by output"),
+    "ConvInteger": (0, 7, "none"),
+    "MatMulInteger": (0, 7, "none", "by output"),
+}
+
+
+@pytest.mark.parametrize(("op", "zeros"), [(op, zeros) for op, every in INTEGERS.items() for zeros in every])
+def test_integers_are_nothing_at_their_zero_point(op: str, zeros: Any) -> None:
+    """Two channels meet zeros only, another two sevens."""
+    many = zeros == "by output"
+    w = RNG.integers(20, 100, (10, 4)).astype(np.int8 if many else np.uint8)
+    w[[2, 8]], w[[1, 5]] = 0, 7
+    point = np.array([7, 7, 0, 7] if many else 0 if zeros == "none" else zeros, w.dtype)
+    made = {"a_w": weights(10, 3, 1, 1), "a_b": weights(10), "w": w, "wz": point}
+    made |= {"s": np.float32(0.05), "z": np.uint8(128)}
+    nodes, x = [conv("a", "x", "y", 0), helper.make_node("QuantizeLinear", ["y", "s", "z"], ["q"])], "q"
+    if "Conv" in op:
+        made["w"] = np.ascontiguousarray(w.T)[:, :, None, None]
+    else:
+        nodes.append(helper.make_node("Transpose", ["q"], ["rows"], perm=[0, 2, 3, 1]))
+        x = "rows"
+    if op[0] == "Q":
+        nodes.append(helper.make_node(op, [x, "s", "z", "w", "s", "wz", "s", "z"], ["o"]))
+        nodes.append(helper.make_node("DequantizeLinear", ["o", "s", "z"], ["out"]))
+    else:
+        nodes.append(helper.make_node(op, [x, "w", "z", *([] if zeros == "none" else ["wz"])], ["o"]))
+        nodes.append(helper.make_node("Cast", ["o"], ["out"], to=1))
+    small = lossless(build(nodes, {"x": [1, 3, 4, 4]}, made))
+    assert widths(small) == [10 if many else 8]
+
+
+def test_kernels_that_lie_otherwise_are_no_copies() -> None:
+    w = weights(5, 3, 3)
+    made = {"a": w[..., None], "b": w[:, :, None], "out_w": weights(2, 10, 1, 1)}
+    nodes = [helper.make_node("Conv", ["x", k], [f"{k}_y"], auto_pad="SAME_UPPER") for k in "ab"]
+    nodes.append(helper.make_node("Concat", ["a_y", "b_y"], ["c"], axis=1))
+    nodes.append(helper.make_node("Conv", ["c", "out_w"], ["out"]))
+    assert widths(lossless(build(nodes, {"x": [1, 3, 6, 6]}, made))) == [5, 5, 2]
+
+
 def test_nothing_goes_where_nothing_is_dead() -> None:
     model = two([helper.make_node("Relu", ["y"], ["z"])], {})
     assert widths(lossless(model)) == [10, 6]

@@ -1,6 +1,7 @@
 """Channels of like ranges: the float model computes the same, and integers get better."""
 
 import numpy as np
+import pytest
 from onnxslim_opt.passes.quant import Quant, equalise
 from quant_nets import Net, context, session, sqnr
 
@@ -144,3 +145,36 @@ def test_a_value_for_each_row_is_no_bias_of_channels():
         net.add("Gemm", "x", net.const(np.ones((8, 4), np.float32)), c, out="y")
         node = net.model({"x": [4, 8]}, ["y"]).graph.nodes[0]
         assert (equalise.layer(node) is not None) is fits, shape
+
+
+def evened(net, outputs):
+    """The tensors and factors of a net of rows of 8, and how far its outputs move with the factors, by their size."""
+    model = net.model({"x": [4, 8]}, outputs)
+    data = [{"x": np.random.default_rng(k).standard_normal((4, 8)).astype(np.float32)} for k in range(6)]
+    ctx = context(model, data)
+    found, new = equalise.factors(model, ctx.fit, ctx), model.copy()
+    assert equalise.apply(new, found) >= 2
+    a, b = (session(m, optimize=False).run(None, data[0]) for m in (model, new))
+    return found, max(np.abs(x - y).max() / np.abs(x).max() for x, y in zip(a, b))
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_product_with_its_constant_first_takes_factors_too(first):
+    net, w = Net(), lambda *s: net.const(net.rng.standard_normal(s).astype(np.float32))
+    uneven = net.const((net.rng.standard_normal((8, 16)) * np.geomspace(0.1, 10, 16)).astype(np.float32))
+    h = net.add("Relu", net.add("MatMul", "x", uneven), out="h")
+    t = net.add("Mul", *((w(16), h) if first else (h, w(16))))
+    net.add("MatMul", net.add("Relu", t), w(16, 6), out="y")
+    net.add("MatMul", h, w(16, 5), out="z")
+    found, moved = evened(net, ["y", "z"])
+    assert found["h"].max() > 2 * found["h"].min() and moved < 1e-5
+
+
+def test_the_computed_slope_of_a_prelu_gets_no_factors():
+    net, w = Net(), lambda *s: net.const(net.rng.standard_normal(s).astype(np.float32))
+    grow = np.geomspace(0.1, 10, 16).astype(np.float32)
+    h, slope = (net.add("MatMul", "x", net.const(net.rng.random((8, 16), np.float32) * s)) for s in (grow, grow[::-1]))
+    net.add("MatMul", net.add("PRelu", h, slope, out="t"), w(16, 6), out="y")
+    net.add("MatMul", slope, w(16, 5), out="z")
+    found, moved = evened(net, ["y", "z"])
+    assert (found[slope] == 1).all() and found["t"].max() > 2 * found["t"].min() and moved < 1e-5

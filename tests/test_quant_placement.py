@@ -3,7 +3,7 @@
 import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
-from onnxslim_opt.passes.quant import costs, eligible, measured, placement, planning, regions
+from onnxslim_opt.passes.quant import calibrate, costs, eligible, measured, placement, planning, regions, statistics
 from onnxslim_opt.passes.target import Target
 from quant_nets import Net, cnn, context
 
@@ -94,6 +94,22 @@ def test_sigmoid_has_a_fixed_range():
         "silu": "own",
         "y": "own",
     }
+
+
+def test_what_only_moves_a_sigmoid_keeps_its_range_and_what_joins_it_with_others_does_not():
+    net = Net()
+    a = net.conv("x", 3, 8, out="a")
+    gate = net.add("Sigmoid", net.conv("x", 3, 8), out="gate")
+    net.conv(net.add("Transpose", gate, out="turned", perm=[0, 1, 3, 2]), 8, 4, out="y")
+    both = net.add("Concat", net.add("Sigmoid", a, out="share"), net.conv(a, 8, 8, out="b"), out="both", axis=1)
+    net.add("Add", net.conv(both, 16, 8, out="c"), net.conv("b", 8, 8, out="d"), out="z")
+    placed = place(net.model({"x": [1, 3, 8, 8]}, ["y", "z"]))
+    ways = {n: placed.decisions[n].how for n in ("gate", "turned", "share", "both")}
+    assert ways == {"gate": "fixed", "turned": "fixed", "share": "fixed", "both": "shared"}
+    seen = {n: calibrate.Seen(-3.0 * (n == "both"), 0.9, np.zeros(1), np.ones(1)) for n in placed.quantized()}
+    known = statistics.Statistics(statistics.Settings("minmax"), seen, {})
+    ends = {n: known.ends(placed, placed.decisions[n].group) for n in ways}
+    assert ends["gate"] == ends["turned"] == (0.0, 1.0) and ends["share"] == ends["both"] == (-3.0, 0.9)
 
 
 def test_a_relu_with_other_readers_before_it_does_not_fold():

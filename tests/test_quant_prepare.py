@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
-from onnxslim_opt.passes.quant import Quant
+from onnxslim_opt.passes.quant import Quant, eligible
 from onnxslim_opt.passes.quant.prepare import finish, prepare
+from onnxslim_opt.passes.simplify import Simplify
 from onnxslim_opt.passes.target import Target
 from quant_nets import Net, context, images, kernels, session, sqnr
 
@@ -179,3 +180,26 @@ def test_a_bias_that_adds_an_axis_stays_a_sum():
     net.add("Relu", net.add("Add", product, net.const(np.ones((1, 1, 1, 16), np.float32))), out="y")
     model = net.model({"x": [2, 6, 16]}, ["y"])
     assert prepare(model, lambda n: False) == 0
+
+
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_a_dilated_mean_stays_float_alone(dilation, tmp_path):
+    net = Net()
+    pooled = net.add("AveragePool", net.conv("x", 3, 8), out="p", kernel_shape=[2, 2], dilations=[dilation] * 2)
+    net.conv(pooled, 8, 4, out="y")
+    model = net.model({"x": [1, 3, 12, 12]}, ["y"], opset=19)
+    why = "no integer kernel for dilations"
+    assert eligible.refusal(model.graph.nodes[1], Target.named("ort-cpu-vnni")) == why
+    new, ctx = model.copy(), context(model, images(6), "ort-cpu-vnni")
+    settings = Quant(compute="all", calibrate="minmax", rounding="nearest")
+    settings.apply(new, settings.plan(model, ctx), 1.0, ctx)
+    ran = kernels(new, tmp_path)
+    assert ran["QLinearConv"] == 2 and ran["AveragePool"] == dilation - 1 == 1 - ran["QLinearAveragePool"]
+    assert sqnr(model, new, images(2)) > 25
+    Simplify().run(new, ctx)
+    session(new)
+    bare = model.copy()
+    assert prepare(bare, lambda n: False) == 1 and ops(bare).count("Max") == dilation - 1
+    finish(bare, Target.named("openvino"))
+    assert ops(bare) == ops(model)
+    same(model, bare)

@@ -142,9 +142,8 @@ def rotary(flow: Flow, node: gs.Node) -> None:
     rows, dims = _apart(flow, node, 0, heads)
     if dims is not None:
         half = len(dims) // 2
-        order = (half, 2) if node.attrs.get("interleaved", 0) else (2, half)
+        order, pair = ((half, 2), 0) if node.attrs.get("interleaved", 0) else ((2, half), 1)
         parts = flow.atoms.factor(dims.reshape(*order, -1), f"the input of '{node.name}'")
-        pair = order.index(half)
         flow.atoms.pin(parts[1 - pair], f"both halves of a rotation at '{node.name}'")
         for index in (1, 2):
             flow.meet(node, index, flow.rank(node.inputs[index]) - 1, flow.atoms.resolve(parts[pair]))

@@ -196,12 +196,16 @@ def einsum(flow: Flow, node: gs.Node) -> None:
 
 
 def _einsum_products(flow: Flow, node: gs.Node, terms: list[str], right: str, fields: dict[str, Cells | None]) -> None:
-    """One product for every letter that two inputs sum over; the MACs count with the first."""
+    """One product for every letter that two inputs sum over; the MACs count with the first. What one input alone sums
+    over stays, as it does in a reduction, and so does what three or more do: a product has two sides."""
     order = sorted(range(len(terms)), key=lambda i: isinstance(node.inputs[i], gs.Constant))
     share = 1.0
     for letter, cells in fields.items():
         where = [i for i in order if letter in terms[i]]
-        if letter in right or cells is None or len(where) != 2:
+        if letter in right or cells is None:
+            continue
+        if len(where) != 2:
+            flow.atoms.pin(cells, f"summed by Einsum '{node.name}'")
             continue
         axes = (terms[where[0]].index(letter), terms[where[1]].index(letter))
         flow.product(node, (where[0], where[1]), axes, cells, *fields.values(), share=share)

@@ -102,7 +102,8 @@ def mixed(flow: Flow, node: gs.Node) -> None:
     """LRN (a window over channels) and MeanVarianceNormalization: what they run over stays."""
     x = node.inputs[0]
     axes: Any = node.attrs.get("axes", [0, 2, 3]) if node.op == "MeanVarianceNormalization" else [1]
-    flow.pin(x, f"statistics of {node.op} '{node.name}' run over it", list(axes))
+    axes = [int(a) % max(flow.rank(x), 1) for a in axes]
+    flow.pin(x, f"statistics of {node.op} '{node.name}' run over it", axes)
     flow.put(node.outputs[0], flow.of(x))
 
 

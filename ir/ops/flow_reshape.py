@@ -164,9 +164,11 @@ def space_to_depth(flow: Flow, node: gs.Node) -> None:
 
 def shape(flow: Flow, node: gs.Node) -> None:
     """What is computed from a shape sees the sizes from before the cut; targets are rewritten where they are used."""
-    labels = flow.of(node.inputs[0])
-    rank = len(labels)
+    rank = flow.rank(node.inputs[0])
     start, end, _ = slice(node.attrs.get("start", 0), node.attrs.get("end", rank)).indices(rank)
+    if flow.is_output(node.outputs[0]):
+        flow.pin(node.inputs[0], f"size put out by Shape '{node.name}'", range(start, end))
+    labels = flow.of(node.inputs[0])
     for axis, cells in enumerate(labels):
         if cells is not None and not flow.static(node.inputs[0], axis):
             flow.atoms.pin(cells, f"size read at run time by Shape '{node.name}'")

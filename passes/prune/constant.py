@@ -87,8 +87,10 @@ def _linear(x: Known, weight: Array, bias: Array | None, groups: int) -> tuple[A
 
 
 def _digest(array: Array) -> bytes:
-    """What stands for the content of an array; the bytes themselves would hold every weight once more."""
-    return hashlib.blake2b(np.ascontiguousarray(array).data, digest_size=20).digest()
+    """What stands for the shape and content of an array; the bytes themselves would hold every weight once more."""
+    found = hashlib.blake2b(str(array.shape).encode(), digest_size=20)
+    found.update(np.ascontiguousarray(array).data)
+    return found.digest()
 
 
 def _attributes(node: gs.Node) -> Any:

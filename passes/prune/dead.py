@@ -23,6 +23,7 @@ from .order import Order
 
 Array = np.ndarray
 CONTRACTIONS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum")  # zeros add nothing there
+INTEGERS = ("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger")
 
 
 @dataclass
@@ -127,11 +128,21 @@ def _readers(model: Model, groups: Groups) -> list[_Reader]:
 def _used(node: gs.Node, product: Product, positions: int) -> Array:
     """Whether each position of the contracted axis meets a weight that is not zero."""
     values = edit.const(node, product.weight) if product.constant else None
-    if values is None:
+    zero = None if values is None else _zero_point(node, product)
+    if values is None or zero is None:
         return np.ones(positions, bool)
     rest = tuple(a for a in range(values.ndim) if a != product.axes[1])
-    used = (values != 0).any(rest)
+    used = (values != zero).any(rest)
     return used if len(used) == positions else np.ones(positions, bool)
+
+
+def _zero_point(node: gs.Node, product: Product) -> int | None:
+    """What a weight of no effect is: the zero point of integers, which stands two inputs behind them; None where it is
+    not one known number."""
+    if node.op not in INTEGERS or edit.get(node, product.weight + 2) is None:
+        return 0
+    found = edit.const(node, product.weight + 2)
+    return int(found.flat[0]) if found is not None and len(np.unique(found)) == 1 else None
 
 
 def take_over(model: Model, folds: Mapping[str, Fold]) -> None:

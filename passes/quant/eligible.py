@@ -100,6 +100,12 @@ def _pool(node: gs.Node) -> str:
     return "a second output" if len([t for t in node.outputs if t.name]) > 1 else ""
 
 
+def _average(node: gs.Node) -> str:
+    if "dilations" in node.attrs:
+        return "no integer kernel for dilations"
+    return _data_is_variable(node)
+
+
 def _softmax(node: gs.Node) -> str:
     return _data_is_variable(node)
 
@@ -114,6 +120,7 @@ CHECKS: dict[str, Callable[[gs.Node], str]] = {
     "Concat": _all_variables,
     "Resize": _resize,
     "MaxPool": _pool,
+    "AveragePool": _average,
     "Softmax": _softmax,
 }
 

@@ -119,6 +119,8 @@ def _step(flow: Flow, node: gs.Node) -> None:
     x = flow.of.get(node.inputs[0].name) if node.inputs else None
     if node.op in _SAME and x is not None and len([t for t in node.outputs if t.name]) == 1:
         flow.of[node.outputs[0].name] = x
+        for tensor in node.inputs[1:]:  # a slope that is computed
+            flow.bar(tensor)
     elif not _joined(flow, node):
         for tensor in node.inputs:
             flow.bar(tensor)
@@ -239,7 +241,10 @@ def apply(model: Model, found: Mapping[str, np.ndarray]) -> int:
         weight = layer(node)
         if not node.inputs or not node.outputs:
             continue
-        rows, columns = found.get(node.outputs[0].name), found.get(node.inputs[0].name)
+        data = next(
+            (t for t in node.inputs if isinstance(t, gs.Variable)), node.inputs[0]
+        )  # a product may have it last
+        rows, columns = found.get(node.outputs[0].name), found.get(data.name)
         if columns is not None and (columns == 1).all():  # of any length: barred channels may lie along another axis
             columns = None
         if weight is None and not _norm(node):

@@ -5,7 +5,7 @@ the insertion step needs besides scales. A tensor is
 
     own     quantized with a range of its own
     shared  quantized with the range of its group (ops which only move data keep the integers as they are)
-    fixed   quantized with a range that the operator guarantees (Sigmoid, Softmax)
+    fixed   quantized with a range that the operator guarantees (Sigmoid, Softmax, and what only moves their outputs)
     float   left as it is, with the reason
 """
 
@@ -122,7 +122,7 @@ def place(model: Model, nodes: Collection[str], target: Target) -> Placement:
                 wanted.setdefault(node.inputs[k].name, ("own", f"read by {node.op} {node.name}"))
         if id(node.outputs[0]) not in vanish and _needs_quantized_output(node, names, target):
             integers.add(node.outputs[0].name)
-            wanted[node.outputs[0].name] = _output_decision(node)
+            wanted[node.outputs[0].name] = _output_decision(node, wanted)
             if moves(node):
                 _share(node, union, bounds)
     for reader in folded.values():
@@ -173,13 +173,14 @@ def _needs_quantized_output(node: gs.Node, names: Collection[str], target: Targe
     return bool(readers) and all(r.name in names for r in readers)
 
 
-def _output_decision(node: gs.Node) -> tuple[str, str]:
+def _output_decision(node: gs.Node, wanted: Mapping[str, tuple[str, str]]) -> tuple[str, str]:
     quant = ops.facts(node).quant
     if quant is not None and quant.fixed is not None:
         low, high = quant.fixed
         return "fixed", f"{node.op} stays within {low:g} and {high:g}"
     if moves(node):
-        return "own", f"{node.op} {node.name} only moves data"
+        guaranteed = all(wanted[node.inputs[k].name][0] == "fixed" for k in activations(node))
+        return "fixed" if guaranteed else "own", f"{node.op} {node.name} only moves data"
     return "own", f"made by {node.op} {node.name}"
 
 

@@ -2,7 +2,8 @@
 
 Pads and means over space have no integer kernel in ONNX Runtime, and a strided Slice has one but no blocked layout:
 shortcuts that thin out a tensor and pad its channels are a 1×1 convolution with ones and zeros (exact in 8 bits), which
-also lets the sum behind it fuse in float; a mean over all of space is a global pool.
+also lets the sum behind it fuse in float; a mean over all of space is a global pool. Dilated means are kept from
+becoming integers, which ONNX Runtime would not load.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ WIDEST = 4096  # weights of such a convolution: beyond, its products cost more t
 
 def prepare(model: Model, excluded: Callable[[gs.Node], bool]) -> int:
     """Edit `model` in place, but for excluded nodes; returns how many nodes became something else."""
-    counts, _ = Rewriter(model).run(_but(rule, excluded) for rule in RULES)
+    counts, _ = Rewriter(model).run((*(_but(rule, excluded) for rule in RULES), _ASIDE))
     if counts:
         order.sort(model)
         shapes.refresh(model)
@@ -35,6 +36,8 @@ def prepare(model: Model, excluded: Callable[[gs.Node], bool]) -> int:
 
 def finish(model: Model, target: Target) -> None:
     """What `prepare` took apart and placement left float, put together again for ONNX Runtime."""
+    if not any(n.op == "QuantizeLinear" for n in model.graph.nodes):
+        Rewriter(model).run([_BACK])
     if target.runtime == "onnxruntime" and Rewriter(model).run([sums.NORMALIZED])[0]:
         order.sort(model)
 
@@ -132,6 +135,34 @@ def _rows(rw: Rewriter, node: gs.Node, product: gs.Node, bias: gs.Constant, lead
     return rw.become(last, "Reshape", [out, rw.constant("shape", np.array([*lead, w.shape[1]]))])
 
 
+def _undilated(rw: Rewriter, node: gs.Node) -> Outcome:
+    """Dilations of one are none; ONNX Runtime's integer pool does not know the attribute."""
+    if "dilations" not in node.attrs or set(node.attrs["dilations"]) != {1}:
+        return None
+    del node.attrs["dilations"]
+    return True
+
+
+def _aside(rw: Rewriter, node: gs.Node) -> Outcome:
+    """A dilated mean stays float, but ONNX Runtime makes integers of every AveragePool between a DequantizeLinear and a
+    QuantizeLinear, and then refuses the dilations: a Max with -∞, no copy to anyone, holds the two apart."""
+    out = node.outputs[0]
+    if "dilations" not in node.attrs or not _is_float(out) or any(_is_copy(rw, r) for r in rw.readers(out)):
+        return None
+    pooled = rw.insert(node, node.op, node.inputs, dict(node.attrs), rw.variable(out, shape=rw.shape(out)))
+    return rw.become(node, "Max", [pooled, rw.constant(f"{node.name}_least", np.float32(-np.inf))])
+
+
+def _back(rw: Rewriter, node: gs.Node) -> Outcome:
+    if not _is_copy(rw, node) or rw.maker(node.inputs[0], "AveragePool") is None:
+        return None
+    return rw.replace(node.outputs[0], node.inputs[0]) or None
+
+
+def _is_copy(rw: Rewriter, node: gs.Node) -> bool:
+    return node.op == "Max" and len(node.inputs) == 2 and rw.scalar(node.inputs[1]) == -np.inf
+
+
 def _flattens(rw: Rewriter, reader: gs.Node, width: int) -> bool:
     return reader.op == "Reshape" and rw.ints(edit.get(reader, 1)) == [-1, width]
 
@@ -145,4 +176,7 @@ RULES = (
     Rule("biased products as rows", ("Add",), _biased),
     Rule("shortcuts as convolutions", ("Pad",), _shortcut),
     Rule("means as global pools", ("ReduceMean",), _mean),
+    Rule("dilations of one dropped", ("AveragePool",), _undilated),
 )
+_ASIDE = Rule("dilated means kept apart", ("AveragePool",), _aside)  # of excluded nodes too: they would be integers
+_BACK = Rule("dilated means as they were", ("Max",), _back)

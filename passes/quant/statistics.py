@@ -73,8 +73,7 @@ class Statistics:
         return self._range(placement, placement.groups()[group])
 
     def _range(self, placement: Placement, members: list[str]) -> tuple[float, float]:
-        fixed = [n for n in members if placement.decisions[n].how == "fixed"]
-        if len(fixed) == len(members) or placement.decisions[members[0]].how == "fixed":
+        if all(placement.decisions[n].how == "fixed" for n in members):
             return 0.0, 1.0
         tuned = [self.limits[n] for n in members if n in self.limits]
         if tuned:
