@@ -101,17 +101,36 @@ def test_cpu_targets_quantize_both_sides_of_a_residual():
     assert [edit.producer(t).op for t in add.inputs] == ["DequantizeLinear"] * 2
 
 
+def maxima():
+    """A product of what a maximum over all places leaves, which drops its axes."""
+    net = Net()
+    a = net.add("Relu", net.conv("x", 3, 64))
+    net.gemm(net.add("ReduceMax", a, axes=[2, 3], keepdims=0), 64, 32, out="y")
+    return net.model({"x": [1, 3, 12, 12]}, ["y"], 17), images()
+
+
+@pytest.mark.parametrize(("target", "ops_there"), [("openvino", ["Squeeze"]), ("ort-cpu-vnni", [])])
+def test_maxima_keep_their_axes_for_openvino(target, ops_there):
+    model, feeds = maxima()
+    new = quantized(model, feeds, target)
+    (top,) = [n for n in new.graph.nodes if n.op == "ReduceMax"]
+    assert top.attrs["keepdims"] == len(ops_there)
+    assert [n.op for n in new.graph.nodes if n.op == "Squeeze"] == ops_there
+    assert sqnr(model, new, images(4)) > 25
+
+
 @pytest.mark.parametrize(
     ("make", "p"),
     [
         (lambda: (cnn(), images()), Quant(compute="all", floor=0)),
+        (maxima, Quant(compute="all", floor=0)),
         (attention, Quant(compute="all", floor=0)),
         (attention, Quant(compute="none")),
         (attention, DynQuant(compute="all", floor=0)),
         (attention, WeightQuant(form="folded", floor=-100)),
         (attention, WeightQuant(form="dequantize", floor=-100)),
     ],
-    ids=["cnn", "attention", "stored", "dynamic", "blocks folded", "blocks"],
+    ids=["cnn", "maxima", "attention", "stored", "dynamic", "blocks folded", "blocks"],
 )
 def test_openvino_loads_and_agrees(make, p):
     """To 1 % of the outputs' range with ONNX Runtime running the same file as it stands."""
