@@ -71,12 +71,13 @@ class Job:
     ctx: Context
     feeds: Feeds
     judge: Judge
+    command: dict[str, Any]
     notes: list[str] = field(default_factory=list)
 
 
 def optimize(
     model: Model | str | os.PathLike[str],
-    passes: str | Sequence[Pass] = "simplify",
+    passes: str | Sequence[Pass | str] = "simplify",
     *,
     data: Any = None,
     metric: str | Metric | None = None,
@@ -121,6 +122,7 @@ def prepare(model: Model | str | os.PathLike[str], settings: Settings) -> Job:
     """Read and check the model, the passes, the data and the metric. Raises a BadInput for whatever is unusable."""
     settings = settings.checked()
     passes = arrange(_flat(settings.parsed()))
+    command = settings.command()
     target = _target(settings.target)
     metric = _metric(settings.metric)
     timings = _timings(settings.timings)
@@ -145,7 +147,7 @@ def prepare(model: Model | str | os.PathLike[str], settings: Settings) -> Job:
     reference = Reference(source, check, threads=settings.threads, memory_mb=settings.memory_mb // 8)
     judge = Judge(reference, limits, metric, settings.threads)
     judge.baseline(source)
-    return Job(loaded, source, path, settings, passes, ctx, feeds, judge, notes)
+    return Job(loaded, source, path, settings, passes, ctx, feeds, judge, command, notes)
 
 
 def execute(
@@ -165,7 +167,7 @@ def execute(
     metric = job.judge.score(run.model)
     job.judge.release()
     report = Report(
-        command=job.settings.command(),
+        command=job.command,
         input=reports.describe_file(job.path, before, None if job.path else _bytes(job.source)),
         output=reports.describe_file(None, pace.cost(run.model)),
         steps=[reports.describe_step(s) for s in run.steps],

@@ -271,6 +271,7 @@ def test_external_data_outside_the_models_folder(capsys, room):
         ("--recipe", "r.toml", "passes = ", "not valid toml"),
         ("--recipe", "r.json", "{nope", "not valid json"),
         ("--recipe", "r.json", "[1]", "expected an object"),
+        ("--recipe", "r.json", '{"schema": 1, "command": []}', "expected an object"),
         ("--recipe", "r.toml", "pases = 'fold'", "did you mean 'passes'"),
         ("--timings", "t.json", "{nope", "not a timings file"),
         ("--timings", "t.json", "[1]", "not a timings file"),
