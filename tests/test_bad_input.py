@@ -119,7 +119,7 @@ def test_bad_feeds(capsys, room, kind, monkeypatch):
     monkeypatch.setattr(
         functions,
         "_execute",
-        lambda path, spec: type("M", (), {"feeds": staticmethod(lambda: [*good, change(good[0])])}),
+        lambda path, spec, place: type("M", (), {"feeds": staticmethod(lambda: [*good, change(good[0])])}),
     )
     arguments = ("opt", room / "m.onnx", "-o", room / "out.onnx", "-p", "fold", "--data", f"{room}/data.py:feeds")
     refused(capsys, room, *arguments, says=says)
