@@ -21,7 +21,7 @@ from ..runtime.functions import is_function, load_function
 from ..runtime.latency import Timings
 from ..runtime.loading import is_large
 from ..runtime.numerics import Reference
-from ..runtime.sources import DataOptions
+from ..runtime.sources import DataOptions, notes_on
 from . import report as reports
 from .base import Context, LossyPass, Pass
 from .budget import COLLAPSE_DB, Limits
@@ -134,11 +134,17 @@ def prepare(model: Model | str | os.PathLike[str], settings: Settings) -> Job:
     if is_large(loaded):
         spill(loaded)
     ir.shapes.refresh(loaded)
-    feeds = resolve(settings.data, loaded, data_options(settings))
+    options = data_options(settings)
+    feeds = resolve(settings.data, loaded, options)
     for _ in feeds:  # every feed is validated now rather than in the middle of the run
         pass
     fit, check = _split(feeds, passes)
-    notes += [*feeds.notes, *_data_notes(feeds, passes, settings), *_exclude_notes(loaded, passes, settings)]
+    notes += [
+        *feeds.notes,
+        *notes_on(settings.data, options),
+        *_data_notes(feeds, passes, settings),
+        *_exclude_notes(loaded, passes, settings),
+    ]
     ctx = Context(
         target, fit, check, feeds.source, loaded, timings, settings.seed, settings.memory_mb, settings.threads,
         settings.jobs, pattern(settings.exclude) if settings.exclude else None,

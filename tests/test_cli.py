@@ -241,6 +241,8 @@ def test_compare_says_what_is_not_in_both(capsys, room):
 def test_compare_tells_options_without_effect(capsys, room):
     done = onnxslim(capsys, "compare", "m.onnx", "m.onnx", "--data", "d.npz", "--image-mean", "0.5")
     assert done.err.splitlines() == ["--image-mean has no effect: the data is no folder of images"]
+    done = onnxslim(capsys, "compare", "m.onnx", "m.onnx", "--data", "d.npz", "--input-shape", "x:8,16")
+    assert done.err.splitlines() == ["--input-shape has no effect: it is for random feeds"]
 
 
 def test_compare_says_when_a_shape_differs(capsys, room):

@@ -16,6 +16,7 @@ from onnxslim_opt.passes import pace, registry, spec
 from onnxslim_opt.passes.base import Context, Pass, PassResult, Skip
 from onnxslim_opt.passes.optimize import optimize
 from onnxslim_opt.passes.pipeline import Dump, Event, Pipeline, arrange, merge
+from onnxslim_opt.runtime.feeds import resolve
 from onnxslim_opt.runtime.latency import Latency
 from toys import Breaks, Lies, Noise, Nothing, Raises, Rename
 
@@ -472,6 +473,18 @@ def test_arrays_are_data_and_numbers_as_any_list_is(steady):
     assert told == {
         "passes": "clean,nothing", "data": "<ndarray>", "image_mean": [0.5], "input_shape": {"x": [1, 16]},
     }  # fmt: skip
+
+
+def test_feeds_that_are_made_already_hear_of_samples_alone(steady):
+    model = toys.model()
+    made = resolve(toys.feeds(6), model)
+    options = {"samples": 2, "image_size": 3, "input_shape": {"x": [8, 16]}}
+    told = optimize(model, [Nothing()], data=made, **options).report
+    assert told.numerics["feeds"] == 2
+    assert told.notes == ["--image-size, --input-shape have no effect: the feeds are made already"]
+    assert not made.notes
+    with pytest.raises(OptionError, match="--input-shape names 'nope'"):
+        optimize(model, [Nothing()], data=made, input_shape={"nope": [1]})
 
 
 def test_every_feed_is_validated_before_any_work():
