@@ -487,6 +487,11 @@ def test_feeds_that_are_made_already_hear_of_samples_alone(steady):
         optimize(model, [Nothing()], data=made, input_shape={"nope": [1]})
 
 
+def test_an_opset_that_is_not_lowered_is_told_once(steady):
+    notes = optimize(toys.model(), ["simplify:opset=11", "simplify:opset=11"], data=toys.feeds()).report.notes
+    assert notes == ["simplify: opset=11 has no effect: the model has 17, and none is lowered"]
+
+
 def test_every_feed_is_validated_before_any_work():
     bad = toys.feeds()
     bad[-1] = {"x": np.full((8, 16), np.nan, np.float32)}
