@@ -103,7 +103,7 @@ def optimize(
 ) -> Result:
     """Make a model smaller and faster, and prove it.
 
-    model: a path, or a Model (which is not edited). passes: the text of `-p`, or passes; what comes between is
+    model: a path, or a Model (which is not edited). passes: the text of `-p`, or a list of passes and such texts; it is
     arranged as `pipeline.arrange` says. data: anything that `--data` takes, or any re-iterable of {name: array}.
     metric: `FUNC(run) -> float`, higher is better. max_drop, min_sqnr: limits; what breaks them is weakened or
     rolled back. strict: raise PassError when a pass fails instead of going on without it.

@@ -95,7 +95,7 @@ class Place:
 def _inside(working: str | None) -> Iterator[None]:
     """Work in a folder, and come back whatever happens there; None: in the folder as it is."""
     ours = _working()
-    if working is not None:
+    if working not in (None, ours):
         os.chdir(working)
     try:
         yield
