@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -15,7 +16,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
@@ -28,10 +29,22 @@ class Stopped(BaseException):
         self.number = number
 
 
+class Pipe(io.FileIO):
+    """A stream whose reader may leave (`| head`): what nobody hears is dropped, and the work goes on."""
+
+    def write(self, data: Any) -> int:
+        """Write, or act as if."""
+        try:
+            return super().write(data) or 0
+        except BrokenPipeError:
+            return len(data)
+
+
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit."""
     from .app import cli
 
+    sys.stdout, sys.stderr = patient(sys.stdout), patient(sys.stderr)
     arguments = list(sys.argv[1:] if argv is None else argv)
     _quiet_blas()
     _listen()
@@ -39,8 +52,27 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     if not verbose:
         warnings.simplefilter("ignore")  # of libraries, about what a user cannot change
     code = guarded(lambda: cli.main(args=arguments, prog_name="onnxslim", standalone_mode=False), verbose)
-    _flush()
+    sys.stdout.flush()
     sys.exit(code)
+
+
+def patient(stream: Any) -> Any:
+    """A standard stream by which no run ends, though its reader leaves, its encoding lacks a sign or it was closed."""
+    if stream is None:
+        return open(os.devnull, "w", encoding="utf-8")
+    if not isinstance(stream, io.TextIOWrapper):
+        return stream
+    errors = "replace" if stream.errors in ("strict", "surrogateescape") else stream.errors
+    stream.reconfigure(errors=errors)
+    try:
+        number = stream.fileno()
+    except OSError:  # no file of the system's, as in a notebook
+        return stream
+    if stream.isatty():
+        return stream
+    stream.flush()
+    raw = io.BufferedWriter(Pipe(number, "w", closefd=False))
+    return io.TextIOWrapper(raw, stream.encoding, errors, line_buffering=stream.line_buffering)
 
 
 def guarded(work: Callable[[], object], verbose: bool = False) -> int:
@@ -60,11 +92,8 @@ def guarded(work: Callable[[], object], verbose: bool = False) -> int:
     except (KeyboardInterrupt, click.Abort):
         _say("interrupted; no output was left half-written")
         return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except SystemExit:  # how rich and click take a broken pipe; a script's exit does not come this far
-        return 0
+    except SystemExit as e:  # of a library's or a pass's: nothing says that the work was done
+        return e.code if isinstance(e.code, int) and e.code else 1
     except Exception as e:
         return _explain(e, verbose)
 
@@ -112,10 +141,3 @@ def _listen() -> None:
 
 def _stop(number: int, frame: FrameType | None) -> None:
     raise Stopped(number)
-
-
-def _flush() -> None:
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

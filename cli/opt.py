@@ -67,10 +67,20 @@ def opt(ctx: click.Context, **values: Any) -> int:
     failed (the report says which).
     """
     run = {k: values.pop(k) for k in RUN_OPTIONS}
+    _check_model(run["model"])
     settings = _settings(ctx, values, run["recipe"])
     output = run["output"] or _default(run["model"])
     _check_places(run, output, settings)
     return _work(run, output, settings)
+
+
+def _check_model(model: Path) -> None:
+    from ..ir.errors import ModelError
+
+    if not model.exists():
+        raise ModelError(f"no such file: {model}")
+    if model.is_dir():
+        raise ModelError(f"cannot read {model}: it is a folder")
 
 
 def _default(model: Path) -> Path:
@@ -91,20 +101,23 @@ def _settings(ctx: click.Context, values: dict[str, Any], recipe: Path | None) -
 
 
 def _check_places(run: dict[str, Any], output: Path, settings: Any) -> None:
-    from ..ir.errors import ModelError, OptionError
+    from ..ir.errors import OptionError
+    from ..ir.files import data_place
     from ..ir.wire import data_files
     from . import places
 
-    if not run["model"].exists():
-        raise ModelError(f"no such file: {run['model']}")
-    inputs = [run["model"], *data_files(run["model"])]
+    weights = data_files(run["model"])
+    inputs, outputs = [run["model"], *weights], [output]
     places.check(output, inputs)
+    if weights:
+        outputs.append(data_place(output, lambda place: any(places.same(place, w) for w in weights)))
+        places.check(outputs[-1], inputs, "weights file")
     for path in run["report"]:
-        places.check(path, [*inputs, output], "report")
+        places.check(path, [*inputs, *outputs], "report")
         if path.suffix.lower() not in (".json", ".html", ".htm"):
             raise OptionError(f"report {path}: the name must end in .json or .html, which says what to write")
     if settings.timings is not None:
-        places.check(Path(settings.timings), [*inputs, output], "timings file")
+        places.check(Path(settings.timings), [*inputs, *outputs, *run["report"]], "timings file")
 
 
 def _work(run: dict[str, Any], output: Path, settings: Any) -> int:

@@ -17,8 +17,14 @@ def default_output(model: str | Path) -> Path:
 
 def check(path: Path, kept: list[Path], what: str = "output") -> None:
     """Raise OutputError unless `path` can be written and is none of `kept`, by name, link or hard link."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        pass
+    except OSError as e:  # a name that is too long, a folder that may not be looked into
+        raise OutputError(f"cannot write {path}: {e.strerror or e}") from None
     for other in kept:
-        if _same(path, other):
+        if same(path, other):
             raise OutputError(f"the {what} {path} is the same file as {other}; it would be overwritten, name another")
     if path.is_dir():
         raise OutputError(f"cannot write {path}: it is a folder")
@@ -42,7 +48,8 @@ def folder(path: Path) -> None:
         raise OutputError(f"cannot make the folder {path}: {e.strerror or e}") from None
 
 
-def _same(a: Path, b: Path) -> bool:
+def same(a: Path, b: Path) -> bool:
+    """Whether two paths are one file, by name, link or hard link."""
     try:
         return os.path.samefile(a, b)
     except OSError:

@@ -74,7 +74,8 @@ def atomic(path: PathLike) -> Iterator[IO[bytes]]:
     path = Path(path)
     temporary = ""
     try:
-        descriptor, temporary = tempfile.mkstemp(".part", f".{path.name}.", path.parent)
+        # the start of the name alone, since a file may be called as long as the system allows
+        descriptor, temporary = tempfile.mkstemp(".part", f".{path.name[:16]}.", path.parent)
         with open(descriptor, "wb") as handle:
             yield handle
             handle.flush()
@@ -95,9 +96,10 @@ def atomic(path: PathLike) -> Iterator[IO[bytes]]:
 def save(model: Model, path: PathLike) -> None:
     """Write a model file, atomically.
 
-    Weights go to `<name>.data` beside it when the model came with external data or exceeds 2 GiB (`<name>.1.data`
-    when the model's own weights lie in a file of that name). Raises OutputError when the place cannot be written, or
-    holds the weights that the model came with; a file that stood there before is then untouched.
+    Weights go to `<name>.data` beside it when the model came with external data or exceeds 2 GiB; `<name>.1.data` and
+    so on when a file of that name is the model's own or not that of the model that is replaced. Raises OutputError
+    when the place cannot be written, or holds the weights that the model came with; a file that stood there before is
+    then untouched.
     """
     path = Path(path)
     if _holds_weights(model, path):
@@ -131,12 +133,18 @@ def _parts(model: Model) -> Iterator[Any]:
 
 
 def _save_external(model: Model, path: Path) -> None:
-    suffixes = itertools.chain([""], (f".{k}" for k in itertools.count(1)))
-    places = (path.with_name(f"{path.name}{suffix}.data") for suffix in suffixes)
-    data_path = next(p for p in places if not _holds_weights(model, p))
+    data_path = data_place(path, lambda place: _holds_weights(model, place))
     with atomic(path) as file, atomic(data_path) as data:
         proto = to_proto(model, store=_external_store(data, data_path.name))
         file.write(proto.SerializeToString(deterministic=True))
+
+
+def data_place(path: Path, held: Callable[[Path], bool]) -> Path:
+    """Where the weights of a model file go: beside it, in no file that is `held` or that another model may need."""
+    replaced = wire.data_files(path)
+    suffixes = itertools.chain([""], (f".{k}" for k in itertools.count(1)))
+    places = (path.with_name(f"{path.name}{suffix}.data") for suffix in suffixes)
+    return next(p for p in places if not held(p) and (p in replaced or not os.path.lexists(p)))
 
 
 def _holds_weights(model: Model, path: Path) -> bool:

@@ -21,7 +21,7 @@ from ..runtime.functions import is_function, load_function
 from ..runtime.latency import Timings
 from ..runtime.loading import is_large
 from ..runtime.numerics import UNSEEN, Numerics, Reference
-from ..runtime.sources import DataOptions
+from ..runtime.sources import DataOptions, notes_on
 from . import report as reports
 from .base import Context, LossyPass, Pass
 from .budget import COLLAPSE_DB, Limits
@@ -71,12 +71,13 @@ class Job:
     ctx: Context
     feeds: Feeds
     judge: Judge
+    command: dict[str, Any]
     notes: list[str] = field(default_factory=list)
 
 
 def optimize(
     model: Model | str | os.PathLike[str],
-    passes: str | Sequence[Pass] = "simplify",
+    passes: str | Sequence[Pass | str] = "simplify",
     *,
     data: Any = None,
     metric: str | Metric | None = None,
@@ -102,7 +103,7 @@ def optimize(
 ) -> Result:
     """Make a model smaller and faster, and prove it.
 
-    model: a path, or a Model (which is not edited). passes: the text of `-p`, or passes; what comes between is
+    model: a path, or a Model (which is not edited). passes: the text of `-p`, or a list of passes and such texts; it is
     arranged as `pipeline.arrange` says. data: anything that `--data` takes, or any re-iterable of {name: array}.
     metric: `FUNC(run) -> float`, higher is better. max_drop, min_sqnr: limits; what breaks them is weakened or
     rolled back. strict: raise PassError when a pass fails instead of going on without it.
@@ -121,6 +122,7 @@ def prepare(model: Model | str | os.PathLike[str], settings: Settings) -> Job:
     """Read and check the model, the passes, the data and the metric. Raises a BadInput for whatever is unusable."""
     settings = settings.checked()
     passes = arrange(_flat(settings.parsed()))
+    command = settings.command()
     target = _target(settings.target)
     metric = _metric(settings.metric)
     timings = _timings(settings.timings)
@@ -132,11 +134,17 @@ def prepare(model: Model | str | os.PathLike[str], settings: Settings) -> Job:
     if is_large(loaded):
         spill(loaded)
     ir.shapes.refresh(loaded)
-    feeds = resolve(settings.data, loaded, data_options(settings))
+    options = data_options(settings)
+    feeds = resolve(settings.data, loaded, options)
     for _ in feeds:  # every feed is validated now rather than in the middle of the run
         pass
     fit, check = _split(feeds, passes)
-    notes += [*feeds.notes, *_data_notes(feeds, passes, settings), *_exclude_notes(loaded, passes, settings)]
+    notes += [
+        *feeds.notes,
+        *notes_on(settings.data, options),
+        *_data_notes(feeds, passes, settings),
+        *_exclude_notes(loaded, passes, settings),
+    ]
     ctx = Context(
         target, fit, check, feeds.source, loaded, timings, settings.seed, settings.memory_mb, settings.threads,
         settings.jobs, pattern(settings.exclude) if settings.exclude else None,
@@ -145,7 +153,7 @@ def prepare(model: Model | str | os.PathLike[str], settings: Settings) -> Job:
     reference = Reference(source, check, threads=settings.threads, memory_mb=settings.memory_mb // 8)
     judge = Judge(reference, limits, metric, settings.threads)
     judge.baseline(source)
-    return Job(loaded, source, path, settings, passes, ctx, feeds, judge, notes)
+    return Job(loaded, source, path, settings, passes, ctx, feeds, judge, command, notes)
 
 
 def execute(
@@ -165,7 +173,7 @@ def execute(
     metric = job.judge.score(run.model)
     job.judge.release()
     report = Report(
-        command=job.settings.command(),
+        command=job.command,
         input=reports.describe_file(job.path, before, None if job.path else _bytes(job.source)),
         output=reports.describe_file(None, pace.cost(run.model)),
         steps=[reports.describe_step(s) for s in run.steps],

@@ -7,6 +7,7 @@ pass, is `run.Run`. `arrange` puts the passes that a user lists into the order i
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -131,8 +132,12 @@ class Dump:
     def __call__(self, event: Event) -> None:
         """Save on "done"."""
         if event.kind == "done" and event.step is not None and event.step.kept and event.p is not None:
-            number = 1 + len(list(self.folder.glob("[0-9][0-9]-*.onnx")))
-            ir.save(event.model, self.folder / f"{number:02d}-{event.p.name}.onnx")
+            ir.save(event.model, self.folder / f"{self._number():02d}-{event.p.name}.onnx")
+
+    def _number(self) -> int:
+        """One behind all that is there, which may be the model of this very run: no file is written over."""
+        numbers = (re.match(r"(\d+)-", path.name) for path in self.folder.iterdir())
+        return 1 + max((int(n[1]) for n in numbers if n), default=0)
 
 
 def following(ctx: Context, passes: Sequence[Pass]) -> Context:

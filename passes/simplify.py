@@ -42,6 +42,7 @@ class Simplify(Pass):
         newest = onnx.defs.onnx_opset_version()
         if not 0 <= self.opset <= newest:
             raise OptionError(f"simplify: opset={self.opset} is none that this build knows (1 to {newest})")
+        Fold(self.growth)  # refuses what is no share
 
     def run(self, model: Model, ctx: Context | None = None) -> PassResult:
         """Edit `model` in place."""
@@ -90,6 +91,8 @@ class Simplify(Pass):
 
     def _raise(self, model: Model, ctx: Context | None) -> str:
         """Raise the opset as far as asked; returns why it could not be done, "" otherwise. Never lowers it."""
+        if 0 < self.opset < model.opset and ctx:
+            ctx.note(f"simplify: opset={self.opset} has no effect: the model has {model.opset}, and none is lowered")
         if not 0 < model.opset < self.opset:
             return ""
         new, why = versions.raised(model, ctx.fit if ctx else None, self.opset)

@@ -1,5 +1,7 @@
 """The text form of passes, both ways: `prune:ratio=0.3,lowrank:energy=0.98` and the frozen dataclasses.
 
+A value in double quotes holds what would end it else, with its own quotes doubled: `quant:exclude="mm{1,2}"`.
+
 Nothing about a pass is written twice: its options, their types, defaults and help are read off the dataclass. A field
 may carry `metadata={"help": ..., "choices": (...), "min": ..., "max": ...}`; what the dataclass itself refuses
 (`__post_init__` raising ValueError or OptionError) is told with the name of the pass.
@@ -9,6 +11,7 @@ from __future__ import annotations
 
 import builtins
 import inspect
+import re
 import sys
 import types
 import typing
@@ -21,6 +24,10 @@ from .base import Pass
 from .registry import Registry, nearest, registry
 
 TRUE, FALSE, NOTHING = ("true", "yes", "on", "1"), ("false", "no", "off", "0"), ("none", "null")
+QUOTED = re.compile(r'(?:(?<=[=+])|\A)\s*"((?:[^"]|"")*)"(?=\s*(?:[:,+]|\Z))')
+"""A quoted value, or part of a list: behind the sign that opens it, before the one that ends it."""
+BARE = re.compile(r'(?:(?!\s)[^",:]+(?<!\s))?(?::\d+)*')
+"""Text that needs no quotes; numbers behind colons are put back by `_joined`."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,7 @@ class Option:
 
 def parse(text: str, known: Registry | None = None) -> tuple[Pass, ...]:
     """Passes of `name:key=value:key=value,name2`. Raises OptionError naming the part that is wrong."""
-    parts = [part.strip() for part in text.split(",")]
+    parts = [part.strip() for part in _split(text, ",")]
     if not any(parts):
         raise OptionError("no pass is named; `onnxslim passes` lists them")
     if not all(parts):
@@ -81,8 +88,28 @@ def summary(cls: type[Pass]) -> str:
     return " ".join((inspect.getdoc(cls) or "").split("\n\n")[0].split())
 
 
+class Quoted(str):
+    """A value that stood in quotes: text wherever text is allowed, and one part of a list."""
+
+
+def _split(text: str, mark: str) -> list[str]:
+    """`text` at every mark outside quotes."""
+    masked = QUOTED.sub(lambda found: "_" * len(found[0]), text)
+    at = [k for k, sign in enumerate(masked) if sign == mark]
+    return [text[a + 1 : b] for a, b in zip([-1, *at], [*at, len(text)], strict=True)]
+
+
+def _unquoted(text: str) -> str:
+    found = QUOTED.fullmatch(text)
+    return Quoted(found[1].replace('""', '"')) if found else text
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace('"', '""') + '"'
+
+
 def _one(part: str, known: Registry) -> Pass:
-    name, *settings = part.split(":")
+    name, *settings = _split(part, ":")
     values: dict[str, str] = {}
     for setting in _joined(settings):
         key, equals, value = setting.partition("=")
@@ -90,7 +117,7 @@ def _one(part: str, known: Registry) -> Pass:
             raise OptionError(f"pass {name!r}: {setting!r} is not of the form key=value")
         if key.strip() in values:
             raise OptionError(f"pass {name!r}: option {key.strip()!r} is given twice")
-        values[key.strip()] = value.strip()
+        values[key.strip()] = _unquoted(value.strip())
     return build(name.strip(), values, known)
 
 
@@ -122,18 +149,20 @@ def _read(text: str, kind: Any) -> Any:
         return _read_literal(text, typing.get_args(kind))
     if typing.get_origin(kind) in (tuple, list, Sequence) or kind in (tuple, list):
         inner = next((a for a in typing.get_args(kind) if a is not Ellipsis), str)
-        return tuple(_read(part, inner) for part in text.split("+") if part)
+        parts = [text] if isinstance(text, Quoted) else [_unquoted(part) for part in _split(text, "+") if part]
+        return tuple(_read(part, inner) for part in parts)
     if kind is bool:
         return _read_bool(text)
     if kind in (int, float):
         return _read_number(text, kind)
-    return text
+    return str(text)
 
 
 def _read_union(text: str, members: tuple[Any, ...]) -> Any:
-    if type(None) in members and text.lower() in NOTHING:
+    quoted = isinstance(text, Quoted)
+    if type(None) in members and text.lower() in NOTHING and not (quoted and str in members):
         return None
-    for member in sorted((m for m in members if m is not type(None)), key=lambda m: m is str):
+    for member in sorted((m for m in members if m is not type(None)), key=lambda m: (m is str) != quoted):
         try:
             return _read(text, member)
         except ValueError as e:
@@ -228,16 +257,28 @@ def _show_one(p: Pass) -> str:
     for f in fields(p):
         value = getattr(p, f.name)
         if f.init and (f.default is MISSING or value != f.default):
-            parts.append(f"{f.name}={_text(value)}")
+            parts.append(f"{f.name}={_quoted(value) if _misread(value, _type(type(p), f)) else _text(value)}")
     return ":".join(parts)
+
+
+def _misread(value: Any, kind: Any) -> bool:
+    """Whether a text would be read as something else its field allows: a number, or nothing."""
+    return isinstance(value, str) and _is_union(kind) and str in typing.get_args(kind) and _read(value, kind) != value
 
 
 def _text(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, str):
+        return value if BARE.fullmatch(value) else _quoted(value)
     if isinstance(value, (tuple, list, frozenset, set)):
-        return "+".join(_text(v) for v in (sorted(value) if isinstance(value, (set, frozenset)) else value))
+        return "+".join(_part(v) for v in (sorted(value) if isinstance(value, (set, frozenset)) else value))
     return repr(value) if isinstance(value, float) else str(value)
+
+
+def _part(value: Any) -> str:
+    """One part of a list; in quotes where it is empty or a sign would cut the list."""
+    return _quoted(value) if isinstance(value, str) and (not value or {"+", ":"} & set(value)) else _text(value)
 
 
 def _plain(value: Any) -> Any:

@@ -74,18 +74,19 @@ def resolve(spec: Any, model: Model, options: DataOptions | None = None) -> Feed
     Raises DataError, or OptionError when a function cannot be loaded.
     """
     options = options or DataOptions()
-    if isinstance(spec, Feeds):
-        return spec
     specs = model_inputs(model)
     unknown = [n for n in options.input_shapes if n not in specs]
     if unknown:
         raise OptionError(f"--input-shape names '{unknown[0]}'; the model's inputs are {', '.join(specs) or 'none'}")
+    if isinstance(spec, Feeds):
+        return spec if options.samples is None else spec.spread(options.samples)
     notes: list[str] = []
     if spec is None or (isinstance(spec, str) and spec == "random"):
         notes += _without_effect(options, IMAGE, "there is no data")
         source: Source = synthetic.source(model, specs, options)
         return _feeds(source, specs, options, notes, extras=False, kind="random")
     source, extras = _source(spec, specs, options, notes)
+    notes += _without_effect(options, ("input_shapes",), "it is for random feeds")
     if not isinstance(source, images.Pictures):
         notes += _without_effect(options, IMAGE, "the data is no folder of images")
     elif options.preprocess:
@@ -93,9 +94,17 @@ def resolve(spec: Any, model: Model, options: DataOptions | None = None) -> Feed
     return _feeds(source, specs, options, notes, extras)
 
 
+def notes_on(spec: Any, options: DataOptions) -> list[str]:
+    """What to tell of options that `Feeds` which were made before no longer hear; theirs are their own notes."""
+    ready = isinstance(spec, Feeds)
+    return _without_effect(options, (*IMAGE, "input_shapes"), "the feeds are made already") if ready else []
+
+
 def _without_effect(options: DataOptions, names: Sequence[str], why: str) -> list[str]:
     """One note on the options that were given for nothing."""
-    given = [f"--{name.replace('_', '-')}" for name in names if getattr(options, name) is not None]
+    spelled = {name: f"--{name.replace('_', '-')}" for name in names} | {"input_shapes": "--input-shape"}
+    values = {name: getattr(options, name) for name in names}
+    given = [spelled[n] for n, value in values.items() if value is not None and (n != "input_shapes" or value)]
     verb = "has" if len(given) == 1 else "have"
     return [f"{', '.join(given)} {verb} no effect: {why}"] if given else []
 
@@ -234,4 +243,4 @@ def _once(items: Iterator[Any], options: DataOptions, label: str) -> Source:
     return Indexed(len(kept), kept.__getitem__)
 
 
-__all__ = ["FORMS", "DataOptions", "resolve"]
+__all__ = ["FORMS", "DataOptions", "notes_on", "resolve"]

@@ -119,7 +119,7 @@ def test_bad_feeds(capsys, room, kind, monkeypatch):
     monkeypatch.setattr(
         functions,
         "_execute",
-        lambda path, spec: type("M", (), {"feeds": staticmethod(lambda: [*good, change(good[0])])}),
+        lambda path, spec, place: type("M", (), {"feeds": staticmethod(lambda: [*good, change(good[0])])}),
     )
     arguments = ("opt", room / "m.onnx", "-o", room / "out.onnx", "-p", "fold", "--data", f"{room}/data.py:feeds")
     refused(capsys, room, *arguments, says=says)
@@ -177,6 +177,8 @@ def test_bad_metrics(capsys, room, metric, says):
         ("flod", "unknown pass 'flod'|did you mean 'fold'|known:"),
         ("fold:grwth=1", "no option 'grwth'|did you mean 'growth'"),
         ("fold:growth=lots", "growth=lots|expected a number"),
+        ("fold:growth=inf", "growth=inf|no share"),
+        ("simplify:growth=-1", "simplify|growth=-1.0|no share"),
         ("prune:ratio=7", "prune|ratio"),
         ("prune:ratio=-1", "prune|ratio"),
         ("prune:ratio=0.3:macs=0.3", "prune"),
@@ -243,6 +245,27 @@ def test_a_folder_without_the_right_to_write(capsys, room):
     refused(capsys, room, "opt", room / "m.onnx", "-o", room / "locked" / "out.onnx", "-p", "fold", says="cannot write")
 
 
+def test_a_folder_is_no_model(capsys, room, monkeypatch):
+    monkeypatch.chdir(room)
+    for folder in (".", room):
+        refused(capsys, room, "opt", folder, says="it is a folder")
+
+
+def test_names_that_are_too_long_are_seen_before_the_work(capsys, room, monkeypatch):
+    monkeypatch.setattr("onnxslim_opt.passes.optimize.prepare", None)
+    onnx.save(toys.network(), room / "m.onnx", save_as_external_data=True, location="w", size_threshold=0)
+    for length in (256, 255):  # of the model, of its weights
+        name = "o" * (length - 5) + ".onnx"
+        refused(capsys, room, "opt", room / "m.onnx", "-o", room / name, says="cannot write|too long")
+
+
+def test_no_result_is_written_over_another(capsys, room):
+    onnx.save(toys.network(), room / "m.onnx", save_as_external_data=True, location="w", size_threshold=0)
+    arguments = ("opt", room / "m.onnx", "-p", "fold", "-o", room / "o.onnx", "--timings")
+    refused(capsys, room, *arguments, room / "t.json", "--report", room / "t.json", says="same file")
+    refused(capsys, room, *arguments, room / "o.onnx.data", says="same file")
+
+
 def test_the_input_is_never_the_output(capsys, room):
     (room / "link.onnx").symlink_to(room / "m.onnx")
     os.link(room / "m.onnx", room / "hard.onnx")
@@ -271,6 +294,7 @@ def test_external_data_outside_the_models_folder(capsys, room):
         ("--recipe", "r.toml", "passes = ", "not valid toml"),
         ("--recipe", "r.json", "{nope", "not valid json"),
         ("--recipe", "r.json", "[1]", "expected an object"),
+        ("--recipe", "r.json", '{"schema": 1, "command": []}', "expected an object"),
         ("--recipe", "r.toml", "pases = 'fold'", "did you mean 'passes'"),
         ("--timings", "t.json", "{nope", "not a timings file"),
         ("--timings", "t.json", "[1]", "not a timings file"),

@@ -16,6 +16,8 @@ import onnxruntime as ort
 import pytest
 import toys
 from commands import onnxslim, snapshot
+from onnxslim_opt.cli import guard
+from onnxslim_opt.cli.app import cli
 from onnxslim_opt.ir.errors import OutputError
 from onnxslim_opt.passes import registry
 
@@ -239,6 +241,8 @@ def test_compare_says_what_is_not_in_both(capsys, room):
 def test_compare_tells_options_without_effect(capsys, room):
     done = onnxslim(capsys, "compare", "m.onnx", "m.onnx", "--data", "d.npz", "--image-mean", "0.5")
     assert done.err.splitlines() == ["--image-mean has no effect: the data is no folder of images"]
+    done = onnxslim(capsys, "compare", "m.onnx", "m.onnx", "--data", "d.npz", "--input-shape", "x:8,16")
+    assert done.err.splitlines() == ["--input-shape has no effect: it is for random feeds"]
 
 
 def test_compare_says_when_a_shape_differs(capsys, room):
@@ -393,3 +397,29 @@ def test_a_run_that_is_killed_while_it_writes_leaves_the_old_output(room):
     child.kill()
     child.wait(60)
     assert (room / "o.onnx").read_bytes() == b"what stood there before"
+
+
+@pytest.mark.parametrize("dead", ["stdout", "stderr"])
+def test_who_stops_listening_ends_no_run(room, toy_passes, monkeypatch, dead):
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w") as left:
+        stream = guard.patient(left)
+        monkeypatch.setattr(sys, dead, stream)
+        words = ["opt", "m.onnx", "-p", "raises", "-o", "out.onnx"]
+        assert guard.guarded(lambda: cli.main(args=words, standalone_mode=False)) == 3
+        assert guard.guarded(lambda: cli.main(args=["opt", "absent.onnx"], standalone_mode=False)) == 1
+        stream.flush()
+    assert (room / "out.onnx").is_file()
+
+
+def test_an_encoding_that_lacks_a_sign_ends_no_run():
+    read, write = os.pipe()
+    with open(write, "w", encoding="cp1252") as plain:
+        guard.patient(plain).write("17 \u2192 20\n")
+    assert os.read(read, 99) == b"17 ? 20\n"
+    os.close(read)
+
+
+def test_an_exit_from_within_is_no_success():
+    assert [guard.guarded(lambda code=code: sys.exit(code)) for code in (None, 0, 4, "bye")] == [1, 1, 4, 1]

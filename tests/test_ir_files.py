@@ -53,6 +53,27 @@ def test_external_data(tmp_path):
     assert suite.session(str(out)).run(None, {"x": np.ones((1, 4), np.float32)})[0].shape == (1, 128)
 
 
+def test_weights_are_written_over_no_file_but_those_of_the_model_that_is_replaced(tmp_path):
+    onnx.save(small(), tmp_path / "m.onnx", save_as_external_data=True, location="m.bin", size_threshold=0)
+    onnx.save(small(), tmp_path / "a.onnx", save_as_external_data=True, location="out.onnx.data", size_threshold=0)
+    (tmp_path / "out.onnx.1.data").mkdir()
+    before = (tmp_path / "out.onnx.data").read_bytes()
+    for _ in range(2):
+        ir.save(ir.load(tmp_path / "m.onnx"), tmp_path / "out.onnx")
+        assert (tmp_path / "out.onnx.data").read_bytes() == before
+        names = sorted(p.name for p in tmp_path.iterdir() if p.name.startswith("out"))
+        assert names == ["out.onnx", "out.onnx.1.data", "out.onnx.2.data", "out.onnx.data"]
+    assert np.array_equal(
+        ir.load(tmp_path / "out.onnx").constants()["w"].values, ir.from_proto(small()).constants()["w"].values
+    )
+
+
+def test_a_name_may_be_as_long_as_the_system_allows(tmp_path):
+    path = tmp_path / ("ü" * 125 + ".onnx")
+    ir.save(ir.from_proto(small()), path)
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
 @pytest.mark.parametrize("location", ["../secret.bin", "/etc/passwd"])
 def test_external_data_outside_is_refused(tmp_path, location):
     (tmp_path / "secret.bin").write_bytes(bytes(2048))

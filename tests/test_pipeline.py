@@ -16,6 +16,7 @@ from onnxslim_opt.passes import pace, registry, spec
 from onnxslim_opt.passes.base import Context, Pass, PassResult, Skip
 from onnxslim_opt.passes.optimize import optimize
 from onnxslim_opt.passes.pipeline import Dump, Event, Pipeline, arrange, merge
+from onnxslim_opt.runtime.feeds import resolve
 from onnxslim_opt.runtime.latency import Latency
 from toys import Breaks, Lies, Noise, Nothing, Raises, Rename
 
@@ -172,6 +173,14 @@ class Many(Pass):
             raise ValueError("count must be at most 9")
 
 
+@dataclass(frozen=True)
+class Either(Pass):
+    """An option that is a number, a text or nothing."""
+
+    name: ClassVar[str] = "either"
+    value: int | str | None = None
+
+
 KNOWN = registry.collect([("test", Many), ("test", Nothing)])
 
 
@@ -189,6 +198,20 @@ def test_spec_reads_and_prints_back(text, expected):
     (made,) = spec.parse(text, KNOWN)
     assert made == expected
     assert spec.parse(spec.show(made), KNOWN) == (made,)
+
+
+@pytest.mark.parametrize("text", ["mm{1,2}", "layer:fc", " mm", "a:1", '"', 'a",b', "x=y+z", "", '"a"', "\\d:2,\n"])
+def test_every_text_is_shown_so_that_it_is_read_back(text):
+    made = (Many(text=text, parts=(text, "b", text)), Nothing(), Many(parts=(text,)), Either(text), Either(3))
+    known = registry.collect([("test", Many), ("test", Nothing), ("test", Either)])
+    assert spec.parse(spec.show(made), known) == made
+
+
+def test_quotes_are_for_texts_that_need_them():
+    assert spec.show(Many(text="2:4", parts=("a.*", "b"))) == "many:text=2:4:parts=a.*+b"
+    assert spec.show(Many(text='a"b')) == 'many:text="a""b"'
+    assert spec.show([Either("none"), Either("3"), Either()]) == 'either:value="none",either:value="3",either'
+    assert spec.parse('many:text=a"b:count=2', KNOWN) == (Many(2, text='a"b'),)
 
 
 @pytest.mark.parametrize(
@@ -423,13 +446,59 @@ def test_settings_are_checked_before_any_work():
         "samples": (0, 1.5),
         "memory_mb": (0,),
         "jobs": (0,),
-        "exclude": ("(",),
+        "exclude": ("(", 3),
         "target": ("toaster",),
-        "metric": ("no.py", "absent.py:f"),
+        "metric": ("no.py", "absent.py:f", ""),
+        "data": ("",),
+        "timings": (3,),
+        "preprocess": (3,),
+        "image_size": ("224x224", 0, [1, 2, 3]),
+        "image_mean": (0.5, ["a"]),
+        "input_shape": ("x:4,16", {"x": "4,16"}, {"x": [4.0, 16]}, {"x": [0]}, {"x": 3}),
     }
     for wrong in ({key: value} for key, values in wrongs.items() for value in values):
         with pytest.raises(OptionError):
-            optimize(toys.model(), [Nothing()], data=toys.feeds(), **wrong)
+            optimize(toys.model(), [Nothing()], **{"data": toys.feeds(), **wrong})
+
+
+@pytest.mark.parametrize(
+    ("passes", "says"),
+    [
+        (3, "passes is 3;"),
+        (None, "passes is None;"),
+        ([Nothing], "the class Nothing;"),
+        (["fold", None], "holds None;"),
+    ],
+)
+def test_what_is_no_pass_is_refused(passes, says):
+    with pytest.raises(OptionError, match=says):
+        optimize(toys.model(), passes, data=toys.feeds())
+
+
+def test_arrays_are_data_and_numbers_as_any_list_is(steady):
+    rows = np.concatenate([f["x"] for f in toys.feeds()])
+    wanted = {"image_mean": np.array([0.5]), "input_shape": {"x": np.array([1, 16])}}
+    told = optimize(toys.model(), ["clean", Nothing()], data=rows, **wanted).report.command
+    assert told == {
+        "passes": "clean,nothing", "data": "<ndarray>", "image_mean": [0.5], "input_shape": {"x": [1, 16]},
+    }  # fmt: skip
+
+
+def test_feeds_that_are_made_already_hear_of_samples_alone(steady):
+    model = toys.model()
+    made = resolve(toys.feeds(6), model)
+    options = {"samples": 2, "image_size": 3, "input_shape": {"x": [8, 16]}}
+    told = optimize(model, [Nothing()], data=made, **options).report
+    assert told.numerics["feeds"] == 2
+    assert told.notes == ["--image-size, --input-shape have no effect: the feeds are made already"]
+    assert not made.notes
+    with pytest.raises(OptionError, match="--input-shape names 'nope'"):
+        optimize(model, [Nothing()], data=made, input_shape={"nope": [1]})
+
+
+def test_an_opset_that_is_not_lowered_is_told_once(steady):
+    notes = optimize(toys.model(), ["simplify:opset=11", "simplify:opset=11"], data=toys.feeds()).report.notes
+    assert notes == ["simplify: opset=11 has no effect: the model has 17, and none is lowered"]
 
 
 def test_every_feed_is_validated_before_any_work():
@@ -445,6 +514,14 @@ def test_dump_writes_the_model_after_every_kept_pass(tmp_path, steady):
     optimize(toys.model(), [Rename("a_"), Nothing(), Rename("b_")], data=toys.feeds(), observers=[Dump(tmp_path)])
     assert sorted(p.name for p in tmp_path.iterdir()) == ["01-rename.onnx", "02-rename.onnx"]
     assert ir.load(tmp_path / "02-rename.onnx").graph.nodes[0].name == "b_a_matmul0"
+
+
+def test_dump_writes_over_no_file(tmp_path, steady):
+    toys.write(tmp_path / "02-rename.onnx")
+    before = (tmp_path / "02-rename.onnx").read_bytes()
+    optimize(tmp_path / "02-rename.onnx", [Rename("a_")], data=toys.feeds(), observers=[Dump(tmp_path)])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["02-rename.onnx", "03-rename.onnx"]
+    assert (tmp_path / "02-rename.onnx").read_bytes() == before
 
 
 def test_the_public_door_opens():

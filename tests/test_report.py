@@ -204,7 +204,15 @@ def test_toml_recipes(tmp_path, toy_passes):
     assert stored == {"passes": "rename,noise:amount=0.2", "max_drop": "1%", "data": f"{tmp_path}/data.py:f"}
     assert Settings(**stored).checked().max_drop == 0.01
     (tmp_path / "b.toml").write_text('seed = 1\n[[pass]]\nname = "noise"\namount = 0.2\n[[pass]]\nname = "rename"\n')
-    assert recipe.load(tmp_path / "b.toml") == {"seed": 1, "passes": "noise:amount=0.2,rename"}
+    assert recipe.load(tmp_path / "b.toml") == {"seed": 1, "passes": (toys.Noise(0.2), toys.Rename())}
+
+
+def test_a_pattern_with_the_signs_of_a_list_of_passes(tmp_path):
+    (tmp_path / "a.toml").write_text('[[pass]]\nname = "quant"\nexclude = " mm[0-9]{1,2}:x"\n')
+    stored = Settings(**recipe.load(tmp_path / "a.toml"))
+    assert [p.exclude for p in stored.parsed()] == [" mm[0-9]{1,2}:x"]
+    (tmp_path / "r.JSON").write_text(json.dumps({"schema": 1, "command": stored.command()}))
+    assert Settings(**recipe.load(tmp_path / "r.JSON")).parsed() == stored.parsed()
 
 
 @pytest.mark.parametrize(
@@ -214,6 +222,9 @@ def test_toml_recipes(tmp_path, toy_passes):
         ('pases = "a"', "unknown key 'pases', did you mean 'passes'"),
         ("[[pass]]\nratio = 1", r"every \[\[pass\]\] needs a name"),
         ('[[pass]]\nname = "noise"\namuont = 1', "no option 'amuont'"),
+        ('passes = "rename"\n[[pass]]\nname = "noise"', "passes are named twice"),
+        ('[[passes]]\nname = "noise"', r"is written \[\[pass\]\]"),
+        ('output = "o.onnx"', "'output' is no part of a recipe"),
     ],
 )
 def test_a_wrong_recipe_is_refused(tmp_path, toy_passes, text, message):

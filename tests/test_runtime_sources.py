@@ -1,6 +1,7 @@
 """Every form of `--data`: arrays, images, protobuf folders, functions, random."""
 
 import itertools
+import os
 import pathlib
 
 import numpy as np
@@ -272,6 +273,24 @@ def test_functions_of_a_file(script, name, count, monkeypatch):
         feeds = resolve(spec, DYNAMIC)
         assert len(feeds) == len(list(feeds)) == count
     assert __import__("sys").path == before
+
+
+def test_a_script_that_changes_its_working_folder_changes_its_own(tmp_path, monkeypatch):
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "s.py").write_text(
+        "import os\nos.chdir(os.path.dirname(os.path.abspath(__file__)))\nopen('here', 'w').write('a')\n"
+        "def feeds():\n    yield open('here').read()\n    os.chdir('/')\n    yield os.getcwd()\n"
+        "def load(path):\n    return path.read_text()\n"
+        "def metric(run):\n    os.chdir('/')\n    return run('here'), os.getcwd()\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    pathlib.Path("here").write_text("b")
+    feeds, load, metric = (load_function(f"inner/s.py:{name}") for name in ("feeds", "load", "metric"))
+    places = [(item, os.getcwd()) for item in feeds()]
+    assert places == [("a", str(tmp_path)), (os.path.abspath("/"), str(tmp_path))]
+    assert load(pathlib.Path("here")) == "b"
+    assert metric(lambda name: pathlib.Path(name).read_text()) == ("b", os.path.abspath("/"))
+    assert os.getcwd() == str(tmp_path)
 
 
 def test_functions_that_are_not_there(script, tmp_path):

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from ...ir import Model, edit, order, shapes
+from ...ir.errors import OptionError
 from ...ir.exporting import weight_bytes
 from ...ir.model import packed_nbytes
 from ..base import Context, Pass, PassResult, Skip
@@ -18,6 +19,8 @@ from . import candidates, control, execute, fills, targets, unroll
 NODE_BYTES = 48
 # Growth that is always allowed, so that tiny models fold too (bytes).
 FLOOR = 1 << 14
+# Growth that an option may allow.
+MOST = 10**6
 ROUNDS = 8
 
 
@@ -31,6 +34,10 @@ class Fold(Pass):
 
     name: ClassVar[str] = "fold"
     growth: float = 0.005
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.growth <= MOST:
+            raise OptionError(f"growth={self.growth} is no share of the weights (0 to {MOST})")
 
     def run(self, model: Model, ctx: Context | None = None) -> PassResult:
         """Edit `model` in place."""
