@@ -77,15 +77,16 @@ class Stream:
 
 @dataclass
 class Store:
-    """A source with validation and a cache that all views share."""
+    """A source with validation and a cache that all views share.
+
+    sums: checksums of the feeds that are not cached, which must come again as they were.
+    """
 
     source: Source
     check: Callable[[Any, int], Feed]
     cache_bytes: int
     cached: dict[int, Feed] = field(default_factory=dict)
-    sums: dict[int, int] = field(
-        default_factory=dict
-    )  # of feeds that are not cached, which must come again as they were
+    sums: dict[int, int] = field(default_factory=dict)
     used: int = 0
     count: int | None = None
 

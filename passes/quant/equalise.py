@@ -241,9 +241,8 @@ def apply(model: Model, found: Mapping[str, np.ndarray]) -> int:
         weight = layer(node)
         if not node.inputs or not node.outputs:
             continue
-        data = next(
-            (t for t in node.inputs if isinstance(t, gs.Variable)), node.inputs[0]
-        )  # a product may have it last
+        # a product may have its constant first
+        data = next((t for t in node.inputs if isinstance(t, gs.Variable)), node.inputs[0])
         rows, columns = found.get(node.outputs[0].name), found.get(data.name)
         if columns is not None and (columns == 1).all():  # of any length: barred channels may lie along another axis
             columns = None
