@@ -8,7 +8,7 @@ measured again as blocks go (lazy greedy).
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -66,8 +66,8 @@ class DropLayers(LossyPass):
 
     def plan(self, model: Model, ctx: Context) -> list[Block]:
         """Blocks in the order in which they may go."""
-        nodes = {n.name: n for n in model.graph.nodes}
-        found = [b for b in blocks(model) if not ctx.excluded(nodes[b.node])]
+        kept = holding(model, ctx.excluded)
+        found = [b for b in blocks(model) if b.node not in kept]
         if ctx.source == "random":
             ctx.note("droplayers: no real data was given (--data): which blocks matter cannot be told")
             found = found if self.explicit else []
@@ -95,7 +95,7 @@ class DropLayers(LossyPass):
         return PassResult(True, {"blocks dropped": len(gone), "layers refitted": fitted})
 
     def _refit(self, original: Model, model: Model, gone: Sequence[Block], ctx: Context) -> int:
-        feeds, found = planning.fitting_feeds(ctx), layers(model)
+        feeds, found = planning.fitting_feeds(ctx), layers(model, keep=ctx.excluded)
         takes = takers(original, gone)
         aims = goals(original, found, takes, feeds, ctx)
         nodes = {n.name: n for n in model.graph.nodes}
@@ -125,6 +125,19 @@ def blocks(model: Model) -> list[Block]:
         if node.op == "Add" and node.domain in (None, "", "ai.onnx") and id(node.outputs[0]) not in outputs:
             found += _block(node, behind)
     return found
+
+
+def holding(model: Model, keep: Callable[[gs.Node], bool]) -> set[str]:
+    """Names of the sums that are to be kept, or with such a node in the branch: it would go with the block."""
+    above: dict[str, frozenset[str]] = {}
+    for node in model.graph.nodes:
+        mine = frozenset({node.name} if keep(node) else ()).union(*(above.get(t.name, ()) for t in reads(node)))
+        above.update((t.name, mine) for t in node.outputs)
+    held = set()
+    for block in blocks(model):
+        own = above[block.sum] - above.get(block.skip, frozenset())
+        held |= {block.node} if own else set()
+    return held
 
 
 def _block(node: gs.Node, behind: Mapping[str, frozenset[str]]) -> list[Block]:

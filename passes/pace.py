@@ -123,7 +123,13 @@ def _bytes(model: Any) -> int:
 
 
 def _open_sizes(model: Model) -> bool:
-    """Whether shape inference leaves more than the batch open anywhere in the main graph."""
+    """Whether shape inference leaves more than the batch open anywhere in the main graph.
+
+    An inner tensor's first size is the batch where an input's first size has its name; Reshape([-1, D]) makes others.
+    """
+    batch = {t.shape[0] for t in model.inputs if t.shape}
     made = (t for node in model.graph.nodes for t in node.outputs if t.name)
     found = (shapes.of(t) for t in (*model.inputs, *made))
-    return any(s is None or any(not isinstance(d, int) for d in s[1:]) for s in found)
+    return any(
+        s is None or any(not isinstance(d, int) and (k > 0 or d not in batch) for k, d in enumerate(s)) for s in found
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -54,10 +55,13 @@ def images(count: int = 60) -> list[dict[str, np.ndarray]]:
     return [{"x": weights(1, 3, 8, 8) + weights(1, 3, 1, 1)} for _ in range(count)]
 
 
-def drop(model: ir.Model, data: Any, said: list[str] | None = None, **options: Any) -> tuple[ir.Model, Any]:
+def drop(
+    model: ir.Model, data: Any, said: list[str] | None = None, exclude: str = "", **options: Any
+) -> tuple[ir.Model, Any]:
     found = feeds.resolve(data, model)
     fit, check = found.split()
-    ctx = Context(Target(), fit, check, found.source, model, None)  # type: ignore[arg-type]
+    pattern = re.compile(exclude) if exclude else None
+    ctx = Context(Target(), fit, check, found.source, model, None, exclude=pattern)  # type: ignore[arg-type]
     ctx.on_note = (said if said is not None else []).append
     small = model.copy()
     result = DropLayers(**options).run(small, ctx)
@@ -162,3 +166,12 @@ def test_a_quiet_block_behind_a_relu_is_made_up_for() -> None:
         float(np.square(outputs(drop(model, data, count=2, refit=r)[0], fresh) - want).mean()) for r in (True, False)
     ]
     assert errors[0] < 0.2 * errors[1]
+
+
+def test_excluded_nodes_stay_with_their_blocks_and_keep_their_weights() -> None:
+    model = network(False)
+    small, _ = drop(model, images(), exclude="first1|stem", count=4)
+    assert sums(small) == ["sum1"]
+    old, new = ({n.name: n.inputs[1].values for n in m.graph.nodes if n.op == "Conv"} for m in (model, small))
+    assert set(new) == {"stem", "first1", "second1"}
+    assert all(np.array_equal(old[n], new[n]) == (n != "second1") for n in new)

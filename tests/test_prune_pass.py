@@ -93,6 +93,29 @@ def test_strength_takes_more_and_more_of_one_plan() -> None:
     assert costs == sorted(costs, reverse=True) and costs[-1] <= 0.6 * ir.cost.of(model).macs
 
 
+def test_the_refit_leaves_excluded_layers_and_biases_alone() -> None:
+    rng = np.random.default_rng(0)
+    w = {n: rng.standard_normal((12, 12)).astype(np.float32) for n in "pqrs"}
+    w["c"] = rng.standard_normal(12).astype(np.float32)
+    nodes = [
+        helper.make_node("MatMul", ["x", "p"], ["a"], name="first"),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("MatMul", ["b", "q"], ["d"], name="second"),
+        helper.make_node("Relu", ["d"], ["e"]),
+        helper.make_node("MatMul", ["e", "r"], ["f"], name="third"),
+        helper.make_node("Add", ["f", "c"], ["g"], name="bias"),
+        helper.make_node("MatMul", ["g", "s"], ["out"], name="last"),
+    ]
+    model = build(nodes, {"x": [1, 12]}, w)
+    data = [{"x": rng.standard_normal((1, 12)).astype(np.float32)} for _ in range(40)]
+    small = model.copy()
+    pattern = re.compile("bias|last")
+    done = Prune(ratio=0.3, round_to=1).run(small, context(model, data, exclude=pattern))
+    at = {n.name: n for n in finish(small).graph.nodes}
+    assert done.did["channels removed"] and done.did["layers refitted"] == 2
+    assert np.array_equal(at["bias"].inputs[1].values, w["c"]) and np.array_equal(at["last"].inputs[1].values, w["s"])
+
+
 def test_two_runs_give_the_same_bytes() -> None:
     first, second = (prune("digits_resnet", ratio=0.3)[1] for _ in range(2))
     assert ir.to_bytes(first) == ir.to_bytes(second)

@@ -14,13 +14,14 @@ import pytest
 import toys
 from commands import onnxslim, snapshot
 from onnx import TensorProto, helper, numpy_helper
-from onnxslim_opt.ir import edit, verify, wire
+from onnxslim_opt.ir import edit, shapes, verify, wire
 from onnxslim_opt.ir.errors import OutputError
 from onnxslim_opt.passes import judge as judges
 from onnxslim_opt.passes.base import Pass, PassResult
 from onnxslim_opt.passes.clean import Clean
 from onnxslim_opt.passes.fold import Fold
 from onnxslim_opt.passes.optimize import optimize
+from onnxslim_opt.passes.pace import Pace, sizes
 from onnxslim_opt.passes.report import file_bytes
 from onnxslim_opt.runtime import loading
 from onnxslim_opt.runtime.latency import Timings
@@ -200,6 +201,22 @@ def test_a_first_axis_that_is_no_batch_is_fed_whole():
     report = optimize(model, data=feeds).report
     assert report.verdict == "ok"
     assert report.input["macs"] == 4 * 5 * 46
+
+
+def test_rows_of_an_open_batch_all_count():
+    model = ir.text.parse("""
+        agraph (float[N, 3, 4] x) => (float[N, 3, 4] y)
+        <int64[2] rows = {-1, 4}, int64[3] back = {-1, 3, 4}, float[4, 4] w = {1,2,3,4, 1,2,3,4, 1,2,3,4, 1,2,3,4}> {
+            r = Reshape(x, rows)
+            m = MatMul(r, w)
+            y = Reshape(m, back)
+        }""")
+    shapes.refresh(model)
+    pace = Pace(None, {"x": np.ones((5, 3, 4), np.float32)})
+    assert pace.cost(model).macs == 3 * 4 * 4  # of one sample
+    plain = toys.model()
+    shapes.refresh(plain)
+    assert sizes(plain, {}) is None  # the batch alone is open: nothing is run
 
 
 # ---------------------------------------------------------------- errors in the middle

@@ -44,11 +44,16 @@ class Layer:
     states: tuple[str, ...] = ()
 
 
-def layers(model: Model, gates: bool = False) -> list[Layer]:
-    """Every layer that can be fitted, in the order of the graph. gates: those of recurrent layers too."""
+def layers(model: Model, gates: bool = False, keep: Callable[[gs.Node], bool] = lambda node: False) -> list[Layer]:
+    """Every layer that can be fitted, in the order of the graph.
+
+    gates: those of recurrent layers too. keep: nodes to leave alone, a layer's own or that of its bias.
+    """
     captured = {id(t) for n in model.graph.nodes for t in reads(n) if not any(t is own for own in n.inputs)}
     outputs = output_ids(model) | captured  # what a branch reads is seen as it is, too
-    found = [x for x in (_layer(n, outputs, gates) for n in model.graph.nodes) if x is not None]
+    kept = {n.name for n in model.graph.nodes if keep(n)}
+    every = (_layer(n, outputs, gates) for n in model.graph.nodes if n.name not in kept)
+    found = [x for x in every if x is not None and (x.bias is None or x.bias[0] not in kept)]
     level = levels(model, [x.node for x in found])
     maker = {t.name: n.name for n in model.graph.nodes for t in n.outputs}
     return [_settled(x, level, maker) for x in found]

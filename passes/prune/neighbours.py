@@ -64,7 +64,7 @@ class Neighbours:
         """takes: tensor -> the sum behind the block that follows it, of every block that may go."""
         self.model, self.feeds, self.ctx = model, feeds.spread(FEEDS), ctx
         self.nodes = {n.name: n for n in model.graph.nodes}
-        self.layers = [x for x in layers(model) if x.witness in takes]
+        self.layers = [x for x in layers(model, keep=ctx.excluded) if x.witness in takes]
         self.known: dict[tuple[str, str], Change] = {}
         self._fit(self.layers, {x.witness: takes[x.witness] for x in self.layers})
 

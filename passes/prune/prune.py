@@ -138,7 +138,7 @@ class Prune(LossyPass):
     def _with_data(self, model: Model, found: grouping.Groups, ctx: Context, real: bool) -> Plan:
         criterion = self.criterion if self.criterion != "auto" else "obs" if real else "l1"
         feeds = planning.fitting_feeds(ctx) if real else synthetic.feeds(model, ctx)
-        kinds = planning.layers(model, gates=True)
+        kinds = planning.layers(model, gates=True, keep=ctx.excluded)
         goals = planning.goals(model, kinds, feeds, ctx) if self.refit or criterion == "obs" else {}
         curves = planning.curvatures(model, found, kinds, goals, feeds, ctx) if criterion == "obs" else []
         extra = self._fixed(model, found, criterion, ctx) if criterion != "obs" else {}
