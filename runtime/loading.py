@@ -35,7 +35,7 @@ from ..ir.wire import data_files
 ModelLike = Union[Model, str, "os.PathLike[str]", bytes]
 INLINE = 8 << 20  # bytes of weights up to which a model is one message
 LARGE = 32 << 20  # bytes of weights beyond which a model's sessions must be few
-RISE = 48 << 20  # bytes that a loop may add before what it frees is returned
+RISE = 16 << 20  # bytes that a loop may add before what it frees is returned
 SMALL = 1024  # bytes of a tensor that always stays in the message: shape inference reads such tensors there
 
 
