@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import onnx
+import onnx_graphsurgeon as gs
 
 from .. import ir
 from ..ir import Model
@@ -29,11 +30,19 @@ def raised(model: Model, feeds: Feeds | None, version: int = PER_CHANNEL) -> tup
         proto.ir_version = max(proto.ir_version, model.header.ir_version, 7)
         _unlist(proto, model)
         new = ir.from_proto(proto)
+        _declare(new, model)
         new.header = replace(model.header, opsets=new.header.opsets, ir_version=new.header.ir_version)
         why = _differs(model, new, feeds) if feeds is not None else ""
     except Exception as error:  # the converter raises whatever its C++ part throws
         return None, f"raising the opset to {version} failed: {str(error).strip().splitlines()[0][:160]}"
     return (None, why) if why else (new, "")
+
+
+def _declare(new: Model, model: Model) -> None:
+    """Give outputs the types that the model declares: the converter writes what it infers in their place."""
+    for output, declared in zip(new.graph.outputs, model.graph.outputs):
+        if not isinstance(output, gs.Constant):
+            output.dtype, output.shape = declared.dtype, declared.shape
 
 
 def _unlist(proto: onnx.ModelProto, model: Model) -> None:

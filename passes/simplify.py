@@ -116,10 +116,24 @@ def inline_functions(model: Model) -> int:
     import onnx.inliner
 
     count = len(model.header.functions)
-    inlined = from_proto(onnx.inliner.inline_local_functions(to_proto(model)))
+    inlined = from_proto(onnx.inliner.inline_local_functions(_with_defaults(to_proto(model))))
     inlined.header.external, inlined.header.data_files = model.header.external, model.header.data_files
     _take(model, inlined)
     return count
+
+
+def _with_defaults(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Write the defaults of functions' attributes into the calls that leave them out: the inliner drops them."""
+    functions = {(f.domain, f.name, f.overload): f for f in proto.functions}
+    queue = [proto.graph.node, *(f.node for f in proto.functions)]
+    while queue:
+        for node in queue.pop():
+            queue.extend(g.node for a in node.attribute for g in (a.g, *a.graphs))
+            function = functions.get((node.domain, node.op_type, node.overload))
+            given = {a.name for a in node.attribute}
+            if function is not None:
+                node.attribute.extend(a for a in function.attribute_proto if a.name not in given)
+    return proto
 
 
 def _take(model: Model, other: Model) -> None:

@@ -23,12 +23,19 @@ def _optional_outputs(op: str, opset: int) -> tuple[bool, ...] | None:
     return tuple(k == onnx.defs.OpSchema.FormalParameterOption.Optional for k in kinds)
 
 
+def _demands_all(node: gs.Node) -> bool:
+    """Whether an operator wants outputs that are optional in general: statistics it trains, a cache it carries on."""
+    if node.op == "BatchNormalization":
+        return bool(node.attrs.get("training_mode", 0))
+    return node.op == "Attention" and any(edit.get(node, k) is not None for k in (4, 5))
+
+
 def drop_outputs(model: Model) -> int:
     """Leave out outputs without a reader, at every level; returns how many."""
     needed = edit.output_ids(model)
     dropped = 0
     for node in list(model.nodes()):
-        if node.domain:
+        if node.domain or _demands_all(node):
             continue
         idle = [k for k, t in enumerate(node.outputs) if t.name and not t.outputs and id(t) not in needed]
         if not idle or len(idle) == len([t for t in node.outputs if t.name]):

@@ -27,7 +27,10 @@ def _with(rw: Rewriter, node: gs.Node | None, wanted: float, ops: tuple[str, ...
 
 
 def _hard_sigmoid(rw: Rewriter, node: gs.Node) -> Outcome:
-    """Clip(x + 3, 0, 6) / 6: HardSigmoid with slope 1/6. Differs by the rounding of 1/6."""
+    """Clip(x + 3, 0, 6) / 6: HardSigmoid with slope 1/6. Differs by the rounding of 1/6.
+
+    ONNX Runtime has none for doubles.
+    """
     y = _with(rw, node, 6.0, ("Div",))
     y = _with(rw, node, 1 / 6, ("Mul",)) if y is None else y
     clip = rw.inner(y, "Clip") if y is not None else None
@@ -36,7 +39,7 @@ def _hard_sigmoid(rw: Rewriter, node: gs.Node) -> Outcome:
     low, high = bounds(rw, clip)  # type: ignore[misc]
     add = rw.inner(clip.inputs[0], "Add")
     x = _with(rw, add, 3.0, ("Add",))
-    if x is None or not fits(rw, x) or not rw.together(node, add):
+    if x is None or not fits(rw, x, "float32", "float16") or not rw.together(node, add):
         return None
     if low is None or high is None or float(low) != 0 or float(high) != 6:
         return None

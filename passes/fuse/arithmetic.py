@@ -86,6 +86,13 @@ def _scales(rw: Rewriter, node: gs.Node) -> Outcome:
     return rw.become(node, "Mul", [first[0], rw.constant(f"{node.name}_scale", combined)])
 
 
+def _cancels(total: np.ndarray, first: np.ndarray, second: np.ndarray) -> bool:
+    """Whether two float terms mostly cancel: the rounding between them may then be meant, as of (x + 2²³) - 2²³."""
+    if total.dtype.kind != "f":
+        return False
+    return bool(np.any(np.abs(total) < 0.5 * np.maximum(np.abs(first), np.abs(second))))
+
+
 def _shifts(rw: Rewriter, node: gs.Node) -> Outcome:
     outer = _as_shift(rw, node)
     inner = None if outer is None else rw.inner(outer[0], "Add", "Sub")
@@ -95,7 +102,8 @@ def _shifts(rw: Rewriter, node: gs.Node) -> Outcome:
     if first is None or first[1].dtype != outer[1].dtype:
         return None
     x, sign = first[0], outer[2] * first[2]
-    combined = _fits(rw, outer[2] * first[1] + outer[1], node, inner)
+    total = outer[2] * first[1] + outer[1]
+    combined = None if _cancels(total, first[1], outer[1]) else _fits(rw, total, node, inner)
     if combined is None:
         return None
     constant = rw.constant(f"{node.name}_shift", combined)

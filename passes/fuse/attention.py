@@ -1,9 +1,10 @@
 """Attention spelled out, as the operator that opset 23 has for it.
 
 softmax(Q·Kᵀ·scale + mask)·V by definition; the operator scales at another place, so results differ by float rounding.
-Rows whose mask is all -inf are NaN in the spelled-out form and 0 from ONNX Runtime's operator: a mask is taken only
-where no row can be so. The operator is as fast as what it replaces where queries, keys and values come with their heads
-apart, and 1.1 to 1.6 times faster where it takes the heads apart itself (ONNX Runtime 1.32, one core).
+Rows whose mask is all -inf are NaN in the spelled-out form, rows whose mask is all the lowest float are means; both are
+0 from ONNX Runtime's operator: a mask is taken only where no row can be so. The operator is as fast as what it replaces
+where queries, keys and values come with their heads apart, and 1.1 to 1.6 times faster where it takes the heads apart
+itself (ONNX Runtime 1.32, one core).
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from .reshape import RESHAPES, reshaped
 from .upsampling import repeated
 
 HEADS_APART = [0, 2, 1, 3]  # [B, S, H, D] to [B, H, S, D], and back
+# ONNX Runtime's Attention takes this number in a mask for -inf; its MultiHeadAttention does not.
+LOWEST = float(np.finfo(np.float32).min)
 LAST_TWO = {3: [0, 2, 1], 4: [0, 1, 3, 2]}
 _PASSES_ON = ("Unsqueeze", "Reshape", "Slice", "Expand", "Transpose", "Identity")
 
@@ -47,10 +50,10 @@ class Spelled:
     scale: float
 
 
-def spelled(rw: Rewriter, node: gs.Node) -> Spelled | str | None:
+def spelled(rw: Rewriter, node: gs.Node, hidden: float = -np.inf) -> Spelled | str | None:
     """Read MatMul(Softmax(MatMul(q, kᵀ)·scale + mask), v), all of four axes or all of three (batch and heads as one).
 
-    A reason where the operator cannot be it.
+    hidden: what the operator takes for -inf in a mask. A reason where the operator cannot be it.
     """
     softmax, v = rw.inner(node.inputs[0], "Softmax"), node.inputs[1]
     rank = rw.rank(v)
@@ -73,14 +76,14 @@ def spelled(rw: Rewriter, node: gs.Node) -> Spelled | str | None:
     if not _fits(rw.shape(q), keys, rw.shape(v)):
         return None
     wanted = [*rw.shape(q)[:-1], keys[-2]]  # type: ignore[index]
-    if mask is not None and not (_covers(rw.shape(mask), wanted) and _some_seen(rw, mask)):
+    if mask is not None and not (_covers(rw.shape(mask), wanted) and _some_seen(rw, mask, hidden)):
         return "the mask could hide whole rows, or is broadcast in a way that the operator does not take"
     return Spelled((q, turned, v), mask, scale)
 
 
 def _attention(rw: Rewriter, node: gs.Node) -> Outcome:
     """MatMul(Softmax(MatMul(q, kᵀ)·scale + mask), v), four axes each, or three that Reshapes have made and take on."""
-    found = spelled(rw, node)
+    found = spelled(rw, node, LOWEST)
     if not isinstance(found, Spelled):
         return found
     q, turned, v = found.operands
@@ -147,10 +150,11 @@ def _covers(mask: list[Any] | None, scores: list[Any]) -> bool:
     )
 
 
-def _some_seen(rw: Rewriter, mask: Any) -> bool:
-    """Whether surely no row of a mask is all -inf: a constant, or chosen between finite numbers."""
+def _some_seen(rw: Rewriter, mask: Any, hidden: float) -> bool:
+    """Whether surely no row of a mask is hidden throughout: a constant, or chosen between finite numbers."""
     if isinstance(mask, gs.Constant):
-        return bool(np.all(np.isfinite(mask.values).any(axis=-1)) and not np.any(np.isnan(mask.values)))
+        seen = np.isfinite(mask.values) & (mask.values > hidden)
+        return bool(np.all(seen.any(axis=-1)) and not np.any(np.isnan(mask.values)))
     source = mask
     while (node := rw.maker(source, *_PASSES_ON)) is not None:
         source = node.inputs[0]
@@ -158,7 +162,7 @@ def _some_seen(rw: Rewriter, mask: Any) -> bool:
     if where is None:
         return False
     values = [rw.small(t) for t in where.inputs[1:3]]
-    return all(v is not None and bool(np.all(np.isfinite(v))) for v in values)
+    return all(v is not None and bool(np.all(np.isfinite(v) & (v > hidden))) for v in values)
 
 
 def _grouped(rw: Rewriter, node: gs.Node) -> Outcome:

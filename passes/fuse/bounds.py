@@ -57,6 +57,8 @@ def _meet(first: Any, second: Any) -> tuple[Any, Any]:
 
 
 def _write_clip(rw: Rewriter, node: gs.Node, x: Any, low: Any, high: Any, dtype: np.dtype) -> Outcome:
+    if dtype == np.float64 and rw.opset < 12:
+        return None  # ONNX Runtime clips no doubles there
     if rw.opset < 11:
         if rw.opset < 6:
             return None

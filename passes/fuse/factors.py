@@ -20,8 +20,8 @@ def near(value: Any, wanted: float) -> bool:
 
 
 def fits(rw: Rewriter, x: Any, *types: str) -> bool:
-    """Whether an operator may take `x` alone: a float, and no scalar, which constants of one axis would broadcast."""
-    return x.dtype is not None and np.dtype(x.dtype).name in (types or FLOATS) and rw.rank(x) != 0
+    """Whether an operator may take `x` alone: a float, and surely no scalar, which constants of one axis broadcast."""
+    return x.dtype is not None and np.dtype(x.dtype).name in (types or FLOATS) and rw.rank(x) not in (None, 0)
 
 
 def polynomial(rw: Rewriter, tensor: Any, x: Any, depth: int = 8) -> dict[int, float] | None:

@@ -80,6 +80,8 @@ def _into_max_pool(rw: Rewriter, node: gs.Node) -> Outcome:
     pad = rw.maker(node.inputs[0], "Pad")
     if pad is None or node.attrs.get("ceil_mode", 0) or any(t.name for t in node.outputs[1:]):
         return None
+    if any(d != 1 for d in node.attrs.get("dilations", ())):
+        return None  # a window could then hold nothing but padding
     found = _spatial(rw, node, pad, len(node.attrs["kernel_shape"]) + 2)
     if found is None or not _windows_reach(node, found[0]):
         return None

@@ -13,31 +13,37 @@ import onnx_graphsurgeon as gs
 from ..operands import given_axes
 from ..rewrite import Outcome, Rewriter, Rule
 
-_POOLS = {"ReduceMean": "GlobalAveragePool", "ReduceMax": "GlobalMaxPool"}
+# Spatial axes that ONNX Runtime pools over.
+_MOST = 3
 
 
-def _float(tensor: Any) -> bool:
-    return tensor.dtype is not None and np.dtype(tensor.dtype).name in ("float32", "float64")
+def _float(tensor: Any, *types: str) -> bool:
+    return tensor.dtype is not None and np.dtype(tensor.dtype).name in types
 
 
 def _global(rw: Rewriter, node: gs.Node) -> Outcome:
-    """Mean or maximum over all spatial axes of [N, C, H, W, ...], kept as ones.
+    """The mean over all spatial axes of [N, C, H, W, ...], kept as ones.
 
-    Rank 3 is left alone: there it is mostly the mean of a normalization over features.
+    Rank 3 is left alone: there it is mostly the mean of a normalization over features. ONNX Runtime pools no doubles.
+    The maximum stays a ReduceMax: GlobalMaxPool loses NaN and -inf.
     """
     x, axes = node.inputs[0], given_axes(rw, node)
     rank = rw.rank(x)
-    if rank is None or rank < 4 or not axes or not node.attrs.get("keepdims", 1) or not _float(x):
+    if rank is None or not 4 <= rank <= 2 + _MOST or not axes or not node.attrs.get("keepdims", 1):
+        return None
+    if not _float(x, "float32"):
         return None
     if sorted(a % rank for a in axes) != list(range(2, rank)):
         return None
-    return rw.become(node, _POOLS[node.op], [x])
+    return rw.become(node, "GlobalAveragePool", [x])
 
 
 def _twice(rw: Rewriter, node: gs.Node) -> Outcome:
-    """The same reduction over one axis after another."""
+    """The same reduction over one axis after another. Means of integers are rounded each time."""
     inner = rw.inner(node.inputs[0], node.op)
     if inner is None or not rw.together(node, inner):
+        return None
+    if node.op == "ReduceMean" and not _float(node.inputs[0], "float16", "float32", "float64"):
         return None
     first, second = given_axes(rw, inner), given_axes(rw, node)
     rank = rw.rank(inner.inputs[0])
@@ -56,6 +62,6 @@ def _twice(rw: Rewriter, node: gs.Node) -> Outcome:
 
 
 RULES = (
-    Rule("reductions to global pooling", tuple(_POOLS), _global),
+    Rule("reductions to global pooling", ("ReduceMean",), _global),
     Rule("reductions joined", ("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceProd"), _twice),
 )

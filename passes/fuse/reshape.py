@@ -35,6 +35,8 @@ def reshaped(rw: Rewriter, node: gs.Node, shape: Sequence[Any]) -> list[Any] | N
         if axes is None:
             ok = "axes" not in node.attrs and edit.get(node, 1) is None
             return [d for d in shape if d != 1] if ok and all(isinstance(d, int) for d in shape) else None
+        if not axes:
+            return None  # ONNX Runtime squeezes every axis then
         gone = {a % rank for a in axes} if rank else set()
         return [d for k, d in enumerate(shape) if k not in gone]
     if axes is None:

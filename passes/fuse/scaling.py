@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from ..operands import slice_bounds
 from ..rewrite import Outcome, Rewriter, Rule
 from . import affine, gelu
 from .reshape import RESHAPES
@@ -114,7 +115,7 @@ def _taken(rw: Rewriter, tensor: Any, path: list[gs.Node]) -> np.ndarray | None:
     shape = rw.shape(tensor)
     if shape is None or not isinstance(shape[-1], int):
         return None
-    sizes = [d if isinstance(d, int) else 1 for d in shape]
+    sizes = _known(shape)
     if np.prod(sizes) > _LIMIT:
         return None
     values: np.ndarray | None = np.broadcast_to(np.arange(shape[-1]), sizes)
@@ -122,13 +123,42 @@ def _taken(rw: Rewriter, tensor: Any, path: list[gs.Node]) -> np.ndarray | None:
         others = [n for n in rw.readers(node.inputs[0]) if n is not node]
         if rw.is_output(node.inputs[0]) or values is None or (others and node.op not in _TAKES):
             return None
-        taken = positions(rw, node, values)
+        taken = _followed(rw, node, values)
         for other in others:
-            apart = positions(rw, other, values) if other.op in _TAKES and other.inputs[0] is node.inputs[0] else None
+            apart = _followed(rw, other, values) if other.op in _TAKES and other.inputs[0] is node.inputs[0] else None
             if apart is None or taken is None or np.any(_among(shape[-1], apart) & _among(shape[-1], taken)):
                 return None
         values = taken
     return _among(shape[-1], values) if values is not None and rw.sole(path[0].outputs[0]) else None
+
+
+def _known(shape: list[Any]) -> list[int]:
+    """Sizes, with 1 for unknown ones."""
+    return [d if isinstance(d, int) else 1 for d in shape]
+
+
+def _followed(rw: Rewriter, node: gs.Node, values: np.ndarray) -> np.ndarray | None:
+    """What a node makes of an array in which unknown sizes stand as 1; None where that depends on them."""
+    shape, end = rw.shape(node.inputs[0]), rw.shape(node.outputs[0])
+    axes = _taken_along(rw, node)
+    if shape is None or axes is None or not all(-len(shape) <= a < len(shape) for a in axes):
+        return None
+    if not all(isinstance(shape[a], int) for a in axes):
+        return None
+    found = positions(rw, node, values)
+    if found is None or node.op not in RESHAPES:
+        return found
+    return found if end is not None and list(found.shape) == _known(end) else None
+
+
+def _taken_along(rw: Rewriter, node: gs.Node) -> list[int] | None:
+    """The axes along which a node takes some elements and leaves others; None when they cannot be told."""
+    if node.op == "Gather":
+        return [node.attrs.get("axis", 0)]
+    if node.op != "Slice":
+        return []
+    bounds = slice_bounds(rw, node)
+    return None if bounds is None else bounds[2]
 
 
 def _among(count: int, values: np.ndarray) -> np.ndarray:

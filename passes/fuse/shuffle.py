@@ -29,10 +29,16 @@ def positions(rw: Rewriter, node: gs.Node, values: np.ndarray) -> np.ndarray | N
         shape = reshaped(rw, node, values.shape)
         known = shape is not None and all(isinstance(d, int) for d in shape)
         return values.reshape(shape) if known and np.prod(shape, dtype=np.int64) == values.size else None  # type: ignore[arg-type]
-    if node.op == "Gather" and isinstance(node.inputs[1], gs.Constant):
-        return np.take(values, node.inputs[1].values, node.attrs.get("axis", 0))
+    if node.op == "Gather":
+        return _gathered(values, rw.const(node.inputs[1]), node.attrs.get("axis", 0))
     bounds = slice_bounds(rw, node) if node.op == "Slice" else None
     return None if bounds is None else _sliced(values, bounds)
+
+
+def _gathered(values: np.ndarray, indices: np.ndarray | None, axis: int) -> np.ndarray | None:
+    size = values.shape[axis] if -values.ndim <= axis < values.ndim else 0
+    inside = indices is not None and bool(np.all((-size <= indices) & (indices < size)))
+    return np.take(values, indices, axis) if inside and size else None  # type: ignore[arg-type]
 
 
 def _sliced(values: np.ndarray, bounds: Any) -> np.ndarray | None:

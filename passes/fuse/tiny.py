@@ -13,6 +13,7 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 from ...ir import edit
 from ..rewrite import Outcome, Rewriter, Rule
 
+_PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 LARGEST = 1 << 22  # elements that are looked at: a larger weight is bound by memory, and reading it takes time
 TINY, USUAL = 2.0**-100, 2.0**-40  # below the first, beside weights above the second, a weight is nothing
 
@@ -24,7 +25,7 @@ def _flush(rw: Rewriter, node: gs.Node) -> Outcome:
     held = edit.get(node, 1)
     if not isinstance(held, gs.Constant) or np.prod(held.shape, dtype=np.int64) > LARGEST or not held.shape:
         return None
-    if np.dtype(held.dtype) != np.float32:
+    if np.dtype(held.dtype) != np.float32 or not _weighs_only(rw, held):
         return None
     lazy = held._values
     values = lazy.load() if isinstance(lazy, LazyValues) else lazy  # not kept: hardly any weight is changed
@@ -36,4 +37,12 @@ def _flush(rw: Rewriter, node: gs.Node) -> Outcome:
     return True
 
 
-RULES = (Rule("vanishing weights set to zero", ("Conv", "ConvTranspose", "Gemm", "MatMul"), _flush),)
+def _weighs_only(rw: Rewriter, held: gs.Constant) -> bool:
+    """Whether a constant is nothing but the weight of products."""
+    return not rw.is_output(held) and all(
+        n.op in _PRODUCTS and not n.domain and [k for k, t in enumerate(n.inputs) if t is held] == [1]
+        for n in rw.readers(held)
+    )
+
+
+RULES = (Rule("vanishing weights set to zero", _PRODUCTS, _flush),)
