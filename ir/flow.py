@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from . import edit, ops
+from . import ops
 from .labels import Atoms, Cells
 from .model import Model, subgraphs
 from .resizing import Cut, Fix
@@ -77,7 +77,6 @@ class Flow:
 
     def __post_init__(self) -> None:
         self._weights: dict[tuple[str, int], Cells] = {}
-        self._outputs = edit.output_ids(self.model)
         for node in self.model.graph.nodes:
             self._visit(node)
         for tensor in self.model.graph.outputs:
@@ -105,10 +104,6 @@ class Flow:
     def labelled(self, node: gs.Node) -> bool:
         """Whether any input has labels that may go."""
         return any(c is not None for t in node.inputs for c in self.labels.get(t.name, ()))
-
-    def is_output(self, tensor: Any) -> bool:
-        """Whether a tensor is an output of any graph."""
-        return id(tensor) in self._outputs
 
     def knows(self, tensor: Any) -> bool:
         """Whether a tensor's shape is known."""

@@ -66,8 +66,7 @@ class DropLayers(LossyPass):
 
     def plan(self, model: Model, ctx: Context) -> list[Block]:
         """Blocks in the order in which they may go."""
-        kept = holding(model, ctx.excluded)
-        found = [b for b in blocks(model) if b.node not in kept]
+        found = spared(model, blocks(model), ctx.excluded)
         if ctx.source == "random":
             ctx.note("droplayers: no real data was given (--data): which blocks matter cannot be told")
             found = found if self.explicit else []
@@ -127,17 +126,13 @@ def blocks(model: Model) -> list[Block]:
     return found
 
 
-def holding(model: Model, keep: Callable[[gs.Node], bool]) -> set[str]:
-    """Names of the sums that are to be kept, or with such a node in the branch: it would go with the block."""
+def spared(model: Model, found: Sequence[Block], keep: Callable[[gs.Node], bool]) -> list[Block]:
+    """The blocks that hold no node to keep, neither the sum nor in the branch: it would go with the block."""
     above: dict[str, frozenset[str]] = {}
     for node in model.graph.nodes:
         mine = frozenset({node.name} if keep(node) else ()).union(*(above.get(t.name, ()) for t in reads(node)))
         above.update((t.name, mine) for t in node.outputs)
-    held = set()
-    for block in blocks(model):
-        own = above[block.sum] - above.get(block.skip, frozenset())
-        held |= {block.node} if own else set()
-    return held
+    return [b for b in found if above[b.sum] <= above.get(b.skip, frozenset())]
 
 
 def _block(node: gs.Node, behind: Mapping[str, frozenset[str]]) -> list[Block]:

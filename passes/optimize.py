@@ -183,8 +183,8 @@ def execute(
         tool=reports.describe_tool(ctx.target),
     )
     _judge(report, run, broken, metric)
-    _warn_of_damage(report, run, numerics.min_sqnr)
-    _warn_of_the_unseen(report, run, numerics)
+    _warn_of_damage(run, numerics.min_sqnr)
+    _warn_of_the_unseen(run, numerics)
     _save_timings(ctx.timings, run)
     report.seconds, report.peak_mb = watch.seconds(), peak_mb()
     return Result(run.model, report)
@@ -213,7 +213,7 @@ def _save_timings(timings: Timings, run: Run) -> None:
         run.note(f"{error}: the next run will time everything again")
 
 
-def _warn_of_damage(report: Report, run: Run, sqnr_db: float) -> None:
+def _warn_of_damage(run: Run, sqnr_db: float) -> None:
     """An amount that was applied as asked may ruin a model: say so loudly, since no limit did."""
     if run.judge.limits.given or run.ctx.source == "random" or not sqnr_db < COLLAPSE_DB:
         return
@@ -221,17 +221,15 @@ def _warn_of_damage(report: Report, run: Run, sqnr_db: float) -> None:
         f"the outputs are far from the original's (SQNR {sqnr_db:.1f} dB): the amounts were applied as asked. "
         "Give --max-drop or --min-sqnr to have them weakened until the accuracy holds."
     )
-    report.notes = run.notes
 
 
-def _warn_of_the_unseen(report: Report, run: Run, numerics: Numerics) -> None:
+def _warn_of_the_unseen(run: Run, numerics: Numerics) -> None:
     """Outputs that are empty, or NaN, on every check feed prove nothing: say so, since equal they are."""
     if numerics.blind:
         run.note(f"{UNSEEN}: {NOWHERE}, so what changes cost is unknown. Give --data with inputs where they are not.")
     elif numerics.unseen:
         names = ", ".join(map(repr, numerics.unseen))
         run.note(f"{UNSEEN} of {names}: empty or not finite in the original on all check feeds")
-    report.notes = run.notes
 
 
 def _held_back(run: Run) -> list[str]:

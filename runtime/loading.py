@@ -108,7 +108,7 @@ class Tide:
         now = _resident()
         if now > self._low + RISE:
             _trim()
-            self._low = _resident()
+            now = self._low = _resident()
         self._low = min(self._low, now)
 
 

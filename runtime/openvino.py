@@ -22,6 +22,7 @@ from .loading import ModelLike, digest
 from .specs import model_inputs, rename_feeds
 
 NAME = "openvino"
+_survived: set[str] = set()  # digests of the models that a run in another process did not end
 TRIAL = """import sys, numpy, openvino
 core = openvino.Core()
 model = core.compile_model(core.read_model(sys.argv[1]), "CPU", {"INFERENCE_NUM_THREADS": "1"})
@@ -77,7 +78,9 @@ class OpenVinoSession:
         """Outputs by name. Raises DataError for feeds that do not fit, ModelError where OpenVINO crashes."""
         feeds = rename_feeds(feeds, self.inputs)
         if self._untried is not None and all(isinstance(v, np.ndarray) for v in feeds.values()):
-            _try(self._untried, feeds)
+            if self.digest not in _survived:
+                _try(self._untried, feeds)
+            _survived.add(self.digest)
             self._untried = None
         try:
             found = self._request.infer(feeds)

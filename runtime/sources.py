@@ -28,6 +28,9 @@ FORMS = (
 IMAGE = ("image_size", "image_mean", "image_std", "image_layout", "image_scale", "preprocess")
 """Options that say how files of images become arrays."""
 
+FLAGS = {"input_shapes": "--input-shape"}
+"""Options of the command line that are spelled otherwise than their fields."""
+
 
 @dataclass(frozen=True)
 class DataOptions:
@@ -102,11 +105,14 @@ def notes_on(spec: Any, options: DataOptions) -> list[str]:
 
 def _without_effect(options: DataOptions, names: Sequence[str], why: str) -> list[str]:
     """One note on the options that were given for nothing."""
-    spelled = {name: f"--{name.replace('_', '-')}" for name in names} | {"input_shapes": "--input-shape"}
     values = {name: getattr(options, name) for name in names}
-    given = [spelled[n] for n, value in values.items() if value is not None and (n != "input_shapes" or value)]
+    given = [FLAGS.get(n, f"--{n.replace('_', '-')}") for n, v in values.items() if v is not None and not _empty(v)]
     verb = "has" if len(given) == 1 else "have"
     return [f"{', '.join(given)} {verb} no effect: {why}"] if given else []
+
+
+def _empty(value: Any) -> bool:
+    return isinstance(value, Mapping) and not value
 
 
 def _finite(value: Any) -> bool:

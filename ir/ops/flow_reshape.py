@@ -166,7 +166,7 @@ def shape(flow: Flow, node: gs.Node) -> None:
     """What is computed from a shape sees the sizes from before the cut; targets are rewritten where they are used."""
     rank = flow.rank(node.inputs[0])
     start, end, _ = slice(node.attrs.get("start", 0), node.attrs.get("end", rank)).indices(rank)
-    if flow.is_output(node.outputs[0]):
+    if edit.is_output(flow.model, node.outputs[0]):
         flow.pin(node.inputs[0], f"size put out by Shape '{node.name}'", range(start, end))
     labels = flow.of(node.inputs[0])
     for axis, cells in enumerate(labels):

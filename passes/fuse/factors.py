@@ -19,9 +19,14 @@ def near(value: Any, wanted: float) -> bool:
     )
 
 
+def is_float(x: Any, *types: str) -> bool:
+    """Whether a tensor is known to be of one of these types, or any float."""
+    return x.dtype is not None and np.dtype(x.dtype).name in (types or FLOATS)
+
+
 def fits(rw: Rewriter, x: Any, *types: str) -> bool:
     """Whether an operator may take `x` alone: a float, and surely no scalar, which constants of one axis broadcast."""
-    return x.dtype is not None and np.dtype(x.dtype).name in (types or FLOATS) and rw.rank(x) not in (None, 0)
+    return is_float(x, *types) and rw.rank(x) not in (None, 0)
 
 
 def polynomial(rw: Rewriter, tensor: Any, x: Any, depth: int = 8) -> dict[int, float] | None:

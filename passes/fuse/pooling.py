@@ -12,13 +12,10 @@ import onnx_graphsurgeon as gs
 
 from ..operands import given_axes
 from ..rewrite import Outcome, Rewriter, Rule
+from .factors import is_float
 
 # Spatial axes that ONNX Runtime pools over.
 _MOST = 3
-
-
-def _float(tensor: Any, *types: str) -> bool:
-    return tensor.dtype is not None and np.dtype(tensor.dtype).name in types
 
 
 def _global(rw: Rewriter, node: gs.Node) -> Outcome:
@@ -31,7 +28,7 @@ def _global(rw: Rewriter, node: gs.Node) -> Outcome:
     rank = rw.rank(x)
     if rank is None or not 4 <= rank <= 2 + _MOST or not axes or not node.attrs.get("keepdims", 1):
         return None
-    if not _float(x, "float32"):
+    if not is_float(x, "float32"):
         return None
     if sorted(a % rank for a in axes) != list(range(2, rank)):
         return None
@@ -43,7 +40,7 @@ def _twice(rw: Rewriter, node: gs.Node) -> Outcome:
     inner = rw.inner(node.inputs[0], node.op)
     if inner is None or not rw.together(node, inner):
         return None
-    if node.op == "ReduceMean" and not _float(node.inputs[0], "float16", "float32", "float64"):
+    if node.op == "ReduceMean" and not is_float(node.inputs[0]):
         return None
     first, second = given_axes(rw, inner), given_axes(rw, node)
     rank = rw.rank(inner.inputs[0])

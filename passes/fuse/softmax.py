@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import onnx_graphsurgeon as gs
 
 from ..rewrite import Outcome, Rewriter, Rule
 from .bounds import bounds
+from .factors import is_float
 from .reshape import given_axes
 
-FLOATS = ("float32", "float64", "float16")
 # exp of numbers up to this is finite in float16 and float32 and far from zero, and a sum of many such is finite.
 _MODEST = 8.0
 # Operators whose outputs lie in [-1, 1].
@@ -43,13 +42,9 @@ def _source(rw: Rewriter, exponent: Any, axis: int) -> Any:
     return exponent if modest or rw.maker(exponent, *_SMALL) is not None else None
 
 
-def _float(tensor: Any) -> bool:
-    return tensor.dtype is not None and np.dtype(tensor.dtype).name in FLOATS
-
-
 def _written(rw: Rewriter, node: gs.Node, op: str, x: Any, axis: int) -> Outcome:
     rank = rw.rank(x)
-    if rank is None or not _float(x):
+    if rank is None or not is_float(x):
         return None
     if (
         axis != rank - 1

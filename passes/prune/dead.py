@@ -17,13 +17,13 @@ from ...ir import Model, edit
 from ...ir.flow import Product
 from ...ir.labels import Cells
 from .constant import Analysis, constants, is_padded
+from .energy import ZEROS
 from .grouping import Groups
 from .layers import CONVOLUTIONS, Layer, layers, matrix, store
 from .order import Order
 
 Array = np.ndarray
 CONTRACTIONS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum")  # zeros add nothing there
-INTEGERS = ("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger")
 
 
 @dataclass
@@ -137,11 +137,11 @@ def _used(node: gs.Node, product: Product, positions: int) -> Array:
 
 
 def _zero_point(node: gs.Node, product: Product) -> int | None:
-    """What a weight of no effect is: the zero point of integers, which stands two inputs behind them; None where it is
-    not one known number."""
-    if node.op not in INTEGERS or edit.get(node, product.weight + 2) is None:
+    """What a weight of no effect is: the zero point of integers; None where it is not one known number."""
+    where = ZEROS.get(node.op, {}).get(product.weight)
+    if where is None or edit.get(node, where) is None:
         return 0
-    found = edit.const(node, product.weight + 2)
+    found = edit.const(node, where)
     return int(found.flat[0]) if found is not None and len(np.unique(found)) == 1 else None
 
 

@@ -38,10 +38,12 @@ def finish(model: Model, target: Target) -> None:
     """What `prepare` took apart and placement left float, put together again for ONNX Runtime; and what OpenVINO would
     compute otherwise than the file says, spelled in another way."""
     integers = any(n.op == "QuantizeLinear" for n in model.graph.nodes)
-    if not integers:
-        Rewriter(model).run([_BACK])
-    again = {"onnxruntime": [sums.NORMALIZED], "openvino": [_KEPT] if integers else []}.get(target.runtime)
-    if again and Rewriter(model).run(again)[0]:
+    rules = [] if integers else [_BACK]
+    if target.runtime == "onnxruntime":
+        rules.append(sums.NORMALIZED)
+    elif target.runtime == "openvino" and integers:
+        rules.append(_KEPT)
+    if rules and Rewriter(model).run(rules)[0]:
         order.sort(model)
 
 
