@@ -48,8 +48,13 @@ def stack(path):
 
 def peak_of(tmp_path, passes, data):
     """The highest resident memory, in MiB, of a run on m.onnx (with feeds.npz) in a process of its own."""
-    args = ["opt", str(tmp_path / "m.onnx"), "-o", str(tmp_path / "out.onnx"), "-p", passes, "--memory", str(MEMORY_MB)]
-    args += ["--data", str(tmp_path / "feeds.npz")] if data else []
+    options = ["--data", str(tmp_path / "feeds.npz")] if data else []
+    return peak_with(tmp_path / "m.onnx", tmp_path, "-p", passes, "--memory", str(MEMORY_MB), *options)
+
+
+def peak_with(model, tmp_path, *options):
+    """The highest resident memory, in MiB, of `opt` with these options in a process of its own."""
+    args = ["opt", str(model), "-o", str(tmp_path / "out.onnx"), *options]
     env = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", PEAK, *args], capture_output=True, text=True, env=env, check=True)
     return float(done.stdout.rsplit("PEAK", 1)[1])
@@ -108,3 +113,12 @@ def test_a_run_stays_within_the_documented_memory(passes, data, tmp_path):
     peak = peak_of(tmp_path, passes, data)
     activations = TOKENS * WIDTH * 4 * (1 + 5 * BLOCKS * 4) >> 20
     assert peak <= BARE_MB + 3 * size + activations + MEMORY_MB, peak
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="peaks are read as Linux counts them")
+def test_refit_after_refit_stays_within_the_documented_memory(shared, tmp_path):
+    model, tasks = shared / "models/squeezenet1_1.onnx", f"{shared / 'tasks.py'}:squeezenet1_1"
+    limit = ("--data", f"{tasks}_data", "--metric", f"{tasks}_metric", "--max-drop", "1%")
+    peak = peak_with(model, tmp_path, "-p", "prune:ratio=0.25", *limit)
+    assert peak <= BARE_MB + 3 * (os.path.getsize(model) >> 20) + 512, peak

@@ -17,6 +17,7 @@ import onnx_graphsurgeon as gs
 
 from ...ir import Model
 from ...ir.order import reads
+from ...runtime.loading import Tide
 from ...runtime.session import Session
 from ...runtime.taps import given
 from .layers import Layer, levels
@@ -80,6 +81,7 @@ class March:
         outputs = [n for n in live if n in made]
         session = self._session(segment, outputs) if outputs else None
         needed, defaults = self._needed(session, wanted), self.model.header.defaults
+        tide = Tide()
         for k, feed in enumerate(self._read(needed)):
             values = {n: given(feed, n, defaults) if n in self.inputs else self.shelf.get(n, k) for n in needed}
             if session is not None:
@@ -87,6 +89,8 @@ class March:
                 for name in outputs:
                     self.shelf.put(name, k, values[name])
             yield {n: values[n] for n in wanted}
+            del values
+            tide.turn()
         self.shelf.drop({n for n in self.have if n not in live and n not in self.inputs})
         self.have = live | self.inputs
 
