@@ -313,6 +313,36 @@ def test_bad_layers_are_named(text):
         Quant(layers=text)
 
 
+@pytest.mark.parametrize("compute", ["all", "none"])
+def test_layers_that_are_not_there_are_refused(compute):
+    model = cnn()
+    with pytest.raises(OptionError, match="quant: layers: nothere matches no node"):
+        Quant(compute=compute, layers="conv_a=float;nothere=int8").plan(model, context(model, images()))
+
+
+def test_layers_that_earlier_passes_replaced_are_told():
+    model, notes = cnn(), []
+    ctx = context(model, images(), on_note=notes.append)
+    for node in model.graph.nodes:
+        node.name = node.name.replace("conv_b_node", "conv_b_first")
+    Quant(compute="none", layers="conv_b_node=float;conv_a=float").plan(model, ctx)
+    assert [n for n in notes if "layers" in n] == [
+        "quant: layers: conv_b_node matches no node any more: earlier passes replaced it"
+    ]
+
+
+def test_layers_may_name_what_the_pass_itself_makes():
+    """A Sum of three is taken apart; the report names its parts."""
+    net = Net()
+    a, b, c = (net.conv("x", 3, 8, out=n) for n in "abc")
+    net.conv(net.add("Sum", a, b, c, out="s"), 8, 8, out="y")
+    model = net.model({"x": [1, 3, 12, 12]}, ["y"])
+    _, _, plan = run(model, context(model, images()), compute="all", floor=0.0)
+    (made,) = [n for n in plan.able if n not in {m.name for m in model.graph.nodes}]
+    _, _, plan = run(model, context(model, images()), compute="all", floor=0.0, layers=f"^{re.escape(made)}$=float")
+    assert made not in plan.able
+
+
 def test_the_tail_is_a_ready_exclusion_list():
     net = Net()
     a = net.add("Relu", net.conv("x", 3, 8, out="c"), out="a")

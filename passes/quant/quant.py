@@ -68,7 +68,8 @@ class Quant(Excluding, LossyPass):
         return self.compute == "all"
 
     def plan(self, model: Model, ctx: Context) -> Plan:
-        """Place, calibrate on the fit feeds, measure sensitivities."""
+        """Place, calibrate on the fit feeds, measure sensitivities. Raises OptionError for `layers` not there."""
+        overrides = self._overrides(model, ctx)
         if self.compute == "none":
             return planning.stored_only(
                 model, ctx, self._settings(ctx.target), "compute=none: everything computes in float"
@@ -77,7 +78,6 @@ class Quant(Excluding, LossyPass):
             why = "no real data: random feeds say nothing of activations, so weights are only stored in 8 bits"
             ctx.note(f"quant: {why}")
             return planning.stored_only(model, ctx, self._settings(ctx.target), why)
-        overrides = Overrides.parse(self.layers)
         return planning.make(model, ctx, self._settings(ctx.target), lambda n: self.excluded(n, ctx), overrides)
 
     def apply(self, model: Model, plan: Plan, strength: float, ctx: Context) -> PassResult:
@@ -90,6 +90,17 @@ class Quant(Excluding, LossyPass):
             ctx.note(f"quant: {why}; weights are stored in 8 bits" if self.store else f"quant: {why}")
             return self._stored(model, plan, strength, ctx, why)
         return self._computed(model, plan, choice, strength, ctx)
+
+    def _overrides(self, model: Model, ctx: Context) -> Overrides:
+        """What the user said about single layers; tells of patterns whose nodes earlier passes replaced."""
+        overrides = Overrides.parse(self.layers)
+        if overrides.rules:
+            prepared = model.copy()  # names of what it makes stand in the report, so they may be given as well
+            prepare.prepare(prepared, lambda n: self.excluded(n, ctx))
+            names = [{n.name for n in m.nodes()} for m in (model, prepared, ctx.original)]
+            for pattern in overrides.check(names[0] | names[1], names[2]):
+                ctx.note(f"quant: layers: {pattern} matches no node any more: earlier passes replaced it")
+        return overrides
 
     def _level(self, ctx: Context, above: float) -> float:
         """dB of output SQNR to hold: the floor, or so much above a limit on SQNR that comes to more."""
