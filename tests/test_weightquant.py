@@ -136,6 +136,24 @@ def test_the_floor_gives_the_most_sensitive_layers_8_bits():
     assert any(s.reason.startswith("8 bits instead") for s in tight[1].skipped)
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("store", [True, False])
+def test_layers_without_blocks_say_what_became_of_them_and_why(bits, store):
+    """Left out under the floor (all of them, where nothing holds it), or by the strength."""
+    model, feeds = mlp(), inputs()
+    ctx = context(model, feeds, "ort-cpu-vnni")
+    became = ("8 bits instead" if bits == 4 else "8 bits with a scale a channel instead") if store else "stays float"
+    for floor, strength, left, why in (
+        (300, 1.0, 3, f"{became}: with {bits}-bit blocks here too the outputs would fall below 300 dB"),
+        (-100, 0.3, 2, f"{became}: strength 0.3 leaves out the layers that are hurt most"),
+    ):
+        p, new = WeightQuant(bits=bits, floor=floor, store=store), model.copy()
+        result = p.apply(new, p.plan(model, ctx), strength, ctx)
+        assert [s.reason for s in result.skipped] == [why] * left
+        stored = [n for n in new.constants() if n.endswith("_int8")]
+        assert len(stored) == (left if store else 0), "the reason says what the file holds"
+
+
 def test_weaker_keeps_the_least_hurt_layers():
     model, feeds = mlp(), inputs()
     p, ctx, found = WeightQuant(floor=-100), context(model, feeds, "ort-cpu-vnni"), []
