@@ -66,21 +66,14 @@ def opt(ctx: click.Context, **values: Any) -> int:
     not be written at the end; 2 the command line cannot be read; 3 written, but the limits are not met or a pass
     failed (the report says which).
     """
+    from ..ir.files import check_there
+
     run = {k: values.pop(k) for k in RUN_OPTIONS}
-    _check_model(run["model"])
+    check_there(run["model"])
     settings = _settings(ctx, values, run["recipe"])
     output = run["output"] or _default(run["model"])
     _check_places(run, output, settings)
     return _work(run, output, settings)
-
-
-def _check_model(model: Path) -> None:
-    from ..ir.errors import ModelError
-
-    if not model.exists():
-        raise ModelError(f"no such file: {model}")
-    if model.is_dir():
-        raise ModelError(f"cannot read {model}: it is a folder")
 
 
 def _default(model: Path) -> Path:

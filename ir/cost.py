@@ -16,7 +16,7 @@ from .model import Model
 
 @dataclass(frozen=True)
 class Cost:
-    """nodes: over all levels. params: elements of float constants and of integer ones up to 16 bits. macs: for one run,
+    """nodes: over all levels. params: values of float constants and of integer ones up to 16 bits. macs: for one run,
     with sizes that are not known counted as 1. bytes: of the serialised model, weights included."""
 
     nodes: int
@@ -49,6 +49,18 @@ def size(tensor: gs.Constant) -> int:
     return int(np.prod(tensor.shape, dtype=np.int64))
 
 
+def _values(tensor: gs.Constant, node: gs.Node, index: int) -> int:
+    """Values of a constant for a node that reads it: its elements, unless the operator unpacks them."""
+    return ops.facts(node).packed(node).get(index, 0) or size(tensor)
+
+
+def _params(tensor: gs.Constant) -> int:
+    """Values of a constant, as the first node that reads it counts them."""
+    for node in tensor.outputs[:1]:
+        return _values(tensor, node, next(k for k, t in enumerate(node.inputs) if t is tensor))
+    return size(tensor)
+
+
 class _Sizes:
     """Concrete shapes: those given by name, else inferred ones with unknown sizes as 1."""
 
@@ -67,7 +79,8 @@ def by_node(model: Model, known: Mapping[str, tuple[int, ...]] | None = None) ->
     sizes = _Sizes(known)
     rows = []
     for node in model.nodes():
-        params = sum(size(t) for t in node.inputs if isinstance(t, gs.Constant) and _is_weight(t))
+        held = [(t, k) for k, t in enumerate(node.inputs) if isinstance(t, gs.Constant) and _is_weight(t)]
+        params = sum(_values(t, node, k) for t, k in held)
         rows.append(NodeCost(node.name, node.op, params, _macs(node, sizes)))
     return rows
 
@@ -81,7 +94,7 @@ def _macs(node: gs.Node, sizes: _Sizes) -> int:
 
 def of(model: Model, known: Mapping[str, tuple[int, ...]] | None = None) -> Cost:
     """Cost of the whole model."""
-    params = sum(size(t) for t in model.constants().values() if _is_weight(t))
+    params = sum(_params(t) for t in model.constants().values() if _is_weight(t))
     nodes = by_node(model, known)
     graph_bytes = to_proto(model, store=bare).ByteSize()
     return Cost(len(nodes), params, sum(n.macs for n in nodes), graph_bytes + weight_bytes(model))

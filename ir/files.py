@@ -56,13 +56,25 @@ def load(path: PathLike) -> Model:
     or lies outside the model's folder.
     """
     path = Path(path)
+    check_there(path)
     try:
         data = path.read_bytes()
-    except FileNotFoundError:
-        raise ModelError(f"no such file: {path}") from None
     except OSError as error:
         raise ModelError(f"cannot read {path}: {error.strerror}") from error
     return from_bytes(data, path.parent, str(path))
+
+
+def check_there(path: PathLike) -> None:
+    """Raises ModelError where there is no file to load, which can be told before any work: nothing, or a folder."""
+    path = Path(path)
+    try:
+        there, folder = path.exists(), path.is_dir()
+    except OSError as error:  # a name too long, a folder on the way that may not be entered
+        raise ModelError(f"cannot read {path}: {error.strerror}") from error
+    if not there:
+        raise ModelError(f"no such file: {path}")
+    if folder:
+        raise ModelError(f"cannot read {path}: it is a folder")
 
 
 @contextlib.contextmanager

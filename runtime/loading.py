@@ -28,6 +28,7 @@ from onnx import TensorProto, helper
 from .. import ir
 from ..ir.errors import ModelError
 from ..ir.exporting import INLINE_LIMIT, tensor_proto, to_proto, weight_bytes
+from ..ir.files import check_there
 from ..ir.model import Model
 from ..ir.spill import let_go
 from ..ir.wire import data_files
@@ -123,8 +124,8 @@ def _resident() -> int:
 
 def payload(model: ModelLike, outputs: Sequence[str] | None) -> Payload:
     """Make a model ready to load; `outputs` names inner tensors to fetch. Raises ModelError."""
-    if isinstance(model, (str, os.PathLike)) and not Path(model).is_file():
-        raise ModelError(f"{model}: no such file")
+    if isinstance(model, (str, os.PathLike)):
+        check_there(model)
     if outputs is not None and not isinstance(model, Model):
         model = ir.from_bytes(model) if isinstance(model, bytes) else ir.load(os.fspath(model))
     if isinstance(model, bytes):

@@ -75,6 +75,22 @@ def cnn(channels: int = 32, size: int = 12, opset: int = 17, seed: int = 0) -> i
     return net.model({"x": [1, 3, size, size]}, ["logits"], opset)
 
 
+def attention() -> tuple[ir.Model, list[dict[str, np.ndarray]]]:
+    """Projections, a product of two activations, a residual Add and a Gemm: input x [2, 6, 32]."""
+    net = Net()
+
+    def weight(rows: int, columns: int) -> str:
+        return net.const((net.rng.standard_normal((rows, columns)) / np.sqrt(rows)).astype(np.float32))
+
+    q, k = (net.add("MatMul", "x", weight(32, 32), out=n) for n in "qk")
+    s = net.add("Softmax", net.add("MatMul", q, net.add("Transpose", k, perm=[0, 2, 1]), out="s"), axis=-1)
+    h = net.add("Add", net.add("MatMul", net.add("MatMul", s, k), weight(32, 32), out="o"), "x", out="h")
+    net.add("MatMul", net.add("Relu", net.add("MatMul", h, weight(32, 64), out="up"), out="r"), weight(64, 32), out="y")
+    rng = np.random.default_rng(1)
+    feeds = [{"x": rng.standard_normal((2, 6, 32)).astype(np.float32)} for _ in range(16)]
+    return net.model({"x": [2, 6, 32]}, ["y"]), feeds
+
+
 def images(n: int = 16, size: int = 12, seed: int = 1) -> list[dict[str, np.ndarray]]:
     """Smooth random images for `cnn`."""
     rng = np.random.default_rng(seed)

@@ -245,10 +245,12 @@ def test_a_folder_without_the_right_to_write(capsys, room):
     refused(capsys, room, "opt", room / "m.onnx", "-o", room / "locked" / "out.onnx", "-p", "fold", says="cannot write")
 
 
-def test_a_folder_is_no_model(capsys, room, monkeypatch):
+@pytest.mark.parametrize("command", ["opt", "inspect", "bench"])
+def test_a_folder_is_no_model(capsys, room, monkeypatch, command):
+    """Every way to a model says the same: ahead of the work, at load, and where a file goes straight to the runtime."""
     monkeypatch.chdir(room)
     for folder in (".", room):
-        refused(capsys, room, "opt", folder, says="it is a folder")
+        refused(capsys, room, command, folder, says="it is a folder")
 
 
 def test_names_that_are_too_long_are_seen_before_the_work(capsys, room, monkeypatch):

@@ -3,8 +3,11 @@
 import numpy as np
 import onnx
 import pytest
-from onnxslim_opt.passes.dynquant import DynQuant, layers
+from onnxslim_opt.ir import edit
+from onnxslim_opt.passes.dynquant import DynQuant, dynquant, layers
+from onnxslim_opt.passes.quant import sensitivity
 from onnxslim_opt.passes.transaction import tidy
+from onnxslim_opt.runtime import Session
 from quant_nets import Net, cnn, context, images, kernels, session, sqnr
 
 from onnxslim_opt import ir
@@ -138,7 +141,8 @@ def test_what_has_no_integer_form_says_why():
     assert reasons["t_node"].startswith("both factors are computed")
 
 
-def test_a_layer_in_a_branch_is_rewritten_where_it_stands():
+def branches():
+    """One product in each branch: (model, feeds) with the condition c and x [4, 48]."""
     values = ", ".join(f"{v:.6f}" for v in np.random.default_rng(0).standard_normal(48 * 32) / 6)
     model = ir.text.parse(f"""
         <ir_version: 8, opset_import: ["": 17]>
@@ -150,7 +154,11 @@ def test_a_layer_in_a_branch_is_rewritten_where_it_stands():
           >
         }}""")
     ir.shapes.refresh(model)
-    feeds = [{"c": np.array(k % 2 == 0), **f} for k, f in enumerate(vectors())]
+    return model, [{"c": np.array(k % 2 == 0), **f} for k, f in enumerate(vectors())]
+
+
+def test_a_layer_in_a_branch_is_rewritten_where_it_stands():
+    model, feeds = branches()
     new, result = rewritten(model, feeds)
     assert result.did == {"MatMul in dynamic int8": 2} and [n.op for n in new.graph.nodes] == ["If"]
     assert sqnr(model, new, feeds) > 30
@@ -170,6 +178,48 @@ def test_the_loudest_stay_float_first_and_an_old_opset_is_raised():
         assert did["opset"] == "9 → 11" and new.opset == 11
     assert [n for n, _ in found] == [1, 2, 4]
     assert found[0][1] > found[1][1] > found[2][1]
+
+
+def recurrent():
+    """A bidirectional LSTM of which states are read too, and a product of them: input x [5, 1, 48]."""
+    model, rng = lstm(2), np.random.default_rng(1)
+    (node,) = model.graph.nodes
+    state = edit.variable(model, "state", np.float32, [2, 1, 24])
+    node.outputs = [node.outputs[0], state]
+    out = edit.node(model, "MatMul", [state, edit.constant(model, "w", rng.normal(size=(24, 32)).astype(np.float32))])
+    edit.add(model.graph, out)
+    model.graph.outputs.append(out.outputs[0])
+    out.outputs[0].dtype, out.outputs[0].shape = np.dtype(np.float32), [2, 1, 32]
+    return model, [{"x": rng.standard_normal((5, 1, 48)).astype(np.float32)} for _ in range(8)]
+
+
+NETS = {
+    "products": lambda: (layered(64, 64, 16), vectors()),
+    "gemms": lambda: (layered(64, 64, 16, op="Gemm"), vectors()),
+    "convolutions": lambda: (cnn(), images()),
+    "recurrent": recurrent,
+    "branches": branches,
+}
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_the_noise_of_each_layer_is_that_of_it_alone_and_takes_one_session(net, monkeypatch):
+    model, feeds = NETS[net]()
+    p, ctx = DynQuant(compute="all", contrib=True, rounding="nearest"), context(model, feeds)
+    plan, loaded = p.plan(model, ctx), []
+
+    class Counted(Session):
+        def __init__(self, *args, **more):
+            loaded.append(1)
+            super().__init__(*args, **more)
+
+    names = set(plan.sets["everything"])
+    alone = {n: 10 ** (-dynquant.quality(plan, [n], True, ctx) / 10) for n in names}
+    monkeypatch.setattr(sensitivity, "Session", Counted)
+    monkeypatch.setattr(dynquant, "Session", Counted)
+    found = dynquant._noise(plan, p, ctx)
+    assert found == pytest.approx(alone, rel=1e-3) and len(found) > 1 and all(found.values())
+    assert list(found.values()) == sorted(found.values(), reverse=True) and len(loaded) == 1
 
 
 def test_the_floor_is_held_on_the_data():

@@ -442,6 +442,15 @@ def test_rank_grids_are_on_the_staircase_and_save_macs():
     assert all(r % (16 if r >= 64 else 8 if r >= 32 else 4 if r >= 16 else 1) == 0 for r in found)
 
 
+def test_a_share_of_the_full_rank_is_rounded_for_the_kernels_of_the_layer():
+    """Products in steps of a quarter of the rank at most, convolutions in the target's multiple of channels."""
+    wide = Layer(None, "MatMul", np.zeros((384, 384)), None, True, (1, 64, 384), np.float32)
+    conv = read(single("Conv", {}, np.zeros((384, 384, 1, 1)), (1, 384, 4, 4)).graph.nodes[0], (1, 384, 4, 4))
+    product, channels = FORMS["svd"], FORMS["channel"]
+    found = [(ranks.given(product, wide, s, 16)[0], ranks.given(channels, conv, s, 16)[0]) for s in (0.06, 0.1, 0.5)]
+    assert found == [(24, 16), (40, 32), (192, 192)]
+
+
 def test_a_product_that_is_an_output_is_not_put_right_behind_it():
     rng = np.random.default_rng(3)
     y, z, x = (gs.Variable(n, np.float32, s) for n, s in (("y", [7, 18]), ("z", [7, 18]), ("x", [7, 20])))

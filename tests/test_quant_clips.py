@@ -116,7 +116,7 @@ def test_a_part_in_integers_and_the_rest_stored(planned):
     nodes = frozenset(n for n in plan.able if n.startswith(("deep0", "point0", "stem")))
     assert clips.undone(plan.base, plan.factors).keys() > choosing.undone(plan, nodes).keys() >= {"deep1", "deep16"}
     new, levels = model.copy(), {}
-    p._computed(new, plan, Choice(nodes, None, ""), 1.0, ctx)
+    p._computed(new, plan, Choice(nodes, None, "all"), 1.0, ctx)
     ir.verify.check(new)
     for scale in (1.0, 2.0):
         data = feeds(8, 5, scale)

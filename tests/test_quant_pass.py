@@ -14,7 +14,7 @@ from onnxslim_opt.passes.quant.planning import Plan
 from onnxslim_opt.passes.target import Target
 from onnxslim_opt.passes.weightquant import WeightQuant
 from onnxslim_opt.runtime import Timings
-from quant_nets import Net, cnn, context, images, kernels, session, sqnr
+from quant_nets import Net, attention, cnn, context, images, kernels, session, sqnr
 
 from onnxslim_opt import ir
 
@@ -108,8 +108,62 @@ def test_the_loudest_tensors_are_left_float_to_hold_the_floor():
     held, result, plan = run(model, context(model, images()), compute="all", floor=25.0)
     assert sqnr(model, every, check) < 22 < 23 < sqnr(model, held, check)
     assert next(iter(plan.noise)) == "outliers" and result.details["float"] == ["outliers"]
-    assert any("'outliers' hurts the outputs most" in s.reason for s in result.skipped)
+    why = "stays float to hold 25 dB: quantizing 'outliers' alone leaves 15 dB"
+    assert [(s.node, s.reason) for s in result.skipped] == [("loud_node", why), ("next_node", why)]
     assert "dB alone" in plan.describe()
+
+
+def reasons(plan, model, ctx, strength=1.0, **options):
+    """{layer: why it stays float} of one try."""
+    result = Quant(**options).apply(model.copy(), plan, strength, ctx)
+    return {s.node: s.reason for s in result.skipped}
+
+
+@pytest.mark.parametrize("target", ["ort-cpu-vnni", "tensorrt", "openvino"])
+@pytest.mark.parametrize("compute", ["all", "auto"])
+def test_what_the_strength_leaves_float_is_not_said_to_be_slow(target, compute):
+    model, feeds = attention()
+    ctx = context(model, feeds, target)
+    plan = Quant(compute=compute, floor=0.0).plan(model, ctx)
+    plan.costs = dict.fromkeys(plan.able, (1000.0, 10.0))  # integers gain everywhere
+    assert reasons(plan, model, ctx, compute=compute, floor=0.0) == {}
+    weak = reasons(plan, model, ctx, 0.8, compute=compute, floor=0.0)
+    why = re.compile(r"stays float at strength 0\.8: quantizing '\w+' alone leaves \d\d dB")
+    assert 0 < len(weak) < 7 and all(why.fullmatch(reason) for reason in weak.values()), weak
+
+
+def test_what_does_not_gain_says_how_that_is_known():
+    model = cnn()
+    ctx = context(model, images(), "ort-cpu-vnni")
+    plan = Quant(floor=0.0).plan(model, ctx)
+    tail = "would not be faster, by the table of costs"
+    assert reasons(plan, model, ctx) == {"conv_a_node": f"stays float: integers with their conversions {tail}"}
+    plan.timed.clear()
+    plan.costs = {n: (10.0, 1e6) if n in ("conv_b_node", "relu_b_node") else (1e6, 10.0) for n in plan.able}
+    assert reasons(plan, model, ctx) == {
+        "conv_b_node": "stays float: integers with their conversions are not faster here"
+    }
+
+
+def test_a_layer_left_float_for_its_weight_says_so():
+    model = cnn()
+    ctx = context(model, images(), "ort-cpu-vnni")
+    plan = Quant(compute="all").plan(model, ctx)
+    plan.loud = {choosing.weights(plan)["conv_b_node"]: 10.0}
+    why = "stays float to hold 25 dB: rounding its weight alone leaves -10 dB"
+    assert reasons(plan, model, ctx, compute="all") == {"conv_b_node": why}
+
+
+def test_a_strength_that_leaves_no_integers_is_told_from_a_floor_that_is_not_held():
+    model = cnn()
+    ctx = context(model, images(), "ort-cpu-vnni")
+    for floor, strength, why in (
+        (0.0, 0.3, "strength 0.3 leaves nothing for integers"),
+        (200.0, 1.0, "integers do not come near the 200 dB asked for"),
+        (200.0, 0.3, "integers do not come near the 200 dB asked for"),
+    ):
+        plan = Quant(compute="all", floor=floor).plan(model, ctx)
+        assert reasons(plan, model, ctx, strength, compute="all", floor=floor)[""] == why
 
 
 def test_what_the_user_limits_is_aimed_at_from_the_start():
@@ -311,6 +365,36 @@ def test_a_layer_said_to_be_int8_is_not_left_float_for_being_loud():
 def test_bad_layers_are_named(text):
     with pytest.raises(OptionError, match="layers"):
         Quant(layers=text)
+
+
+@pytest.mark.parametrize("compute", ["all", "none"])
+def test_layers_that_are_not_there_are_refused(compute):
+    model = cnn()
+    with pytest.raises(OptionError, match="quant: layers: nothere matches no node"):
+        Quant(compute=compute, layers="conv_a=float;nothere=int8").plan(model, context(model, images()))
+
+
+def test_layers_that_earlier_passes_replaced_are_told():
+    model, notes = cnn(), []
+    ctx = context(model, images(), on_note=notes.append)
+    for node in model.graph.nodes:
+        node.name = node.name.replace("conv_b_node", "conv_b_first")
+    Quant(compute="none", layers="conv_b_node=float;conv_a=float").plan(model, ctx)
+    assert [n for n in notes if "layers" in n] == [
+        "quant: layers: conv_b_node matches no node any more: earlier passes replaced it"
+    ]
+
+
+def test_layers_may_name_what_the_pass_itself_makes():
+    """A Sum of three is taken apart; the report names its parts."""
+    net = Net()
+    a, b, c = (net.conv("x", 3, 8, out=n) for n in "abc")
+    net.conv(net.add("Sum", a, b, c, out="s"), 8, 8, out="y")
+    model = net.model({"x": [1, 3, 12, 12]}, ["y"])
+    _, _, plan = run(model, context(model, images()), compute="all", floor=0.0)
+    (made,) = [n for n in plan.able if n not in {m.name for m in model.graph.nodes}]
+    _, _, plan = run(model, context(model, images()), compute="all", floor=0.0, layers=f"^{re.escape(made)}$=float")
+    assert made not in plan.able
 
 
 def test_the_tail_is_a_ready_exclusion_list():

@@ -8,7 +8,7 @@ from onnxslim_opt.passes.dynquant import DynQuant
 from onnxslim_opt.passes.quant import Quant, choosing
 from onnxslim_opt.passes.transaction import tidy
 from onnxslim_opt.passes.weightquant import WeightQuant
-from quant_nets import Net, cnn, context, images, kernels, session, sqnr
+from quant_nets import Net, attention, cnn, context, images, kernels, session, sqnr
 
 from onnxslim_opt import ir
 
@@ -18,22 +18,6 @@ def quantized(model, feeds, target, p=None):
     (p or Quant(compute="all", floor=0)).run(new, context(model, feeds, target))
     tidy(new)
     return new
-
-
-def attention():
-    """Projections, a product of two activations, a residual Add and a Gemm: input x [2, 6, 32]."""
-    net = Net()
-
-    def weight(rows, columns):
-        return net.const((net.rng.standard_normal((rows, columns)) / np.sqrt(rows)).astype(np.float32))
-
-    q, k = (net.add("MatMul", "x", weight(32, 32), out=n) for n in "qk")
-    s = net.add("Softmax", net.add("MatMul", q, net.add("Transpose", k, perm=[0, 2, 1]), out="s"), axis=-1)
-    h = net.add("Add", net.add("MatMul", net.add("MatMul", s, k), weight(32, 32), out="o"), "x", out="h")
-    net.add("MatMul", net.add("Relu", net.add("MatMul", h, weight(32, 64), out="up"), out="r"), weight(64, 32), out="y")
-    rng = np.random.default_rng(1)
-    feeds = [{"x": rng.standard_normal((2, 6, 32)).astype(np.float32)} for _ in range(16)]
-    return net.model({"x": [2, 6, 32]}, ["y"]), feeds
 
 
 @pytest.mark.parametrize("make", [lambda: (cnn(), images()), attention], ids=["cnn", "attention"])

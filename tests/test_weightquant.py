@@ -10,6 +10,7 @@ from onnxslim_opt.passes.simplify import Simplify
 from onnxslim_opt.passes.transaction import tidy
 from onnxslim_opt.passes.weightquant import WeightQuant, blocks
 from onnxslim_opt.passes.weightquant.blocks import Grid
+from onnxslim_opt.runtime import probe
 from quant_nets import Net, context, kernels, session, sqnr
 
 from onnxslim_opt import ir
@@ -136,6 +137,24 @@ def test_the_floor_gives_the_most_sensitive_layers_8_bits():
     assert any(s.reason.startswith("8 bits instead") for s in tight[1].skipped)
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("store", [True, False])
+def test_layers_without_blocks_say_what_became_of_them_and_why(bits, store):
+    """Left out under the floor (all of them, where nothing holds it), or by the strength."""
+    model, feeds = mlp(), inputs()
+    ctx = context(model, feeds, "ort-cpu-vnni")
+    became = ("8 bits instead" if bits == 4 else "8 bits with a scale a channel instead") if store else "stays float"
+    for floor, strength, left, why in (
+        (300, 1.0, 3, f"{became}: with {bits}-bit blocks here too the outputs would fall below 300 dB"),
+        (-100, 0.3, 2, f"{became}: strength 0.3 leaves out the layers that are hurt most"),
+    ):
+        p, new = WeightQuant(bits=bits, floor=floor, store=store), model.copy()
+        result = p.apply(new, p.plan(model, ctx), strength, ctx)
+        assert [s.reason for s in result.skipped] == [why] * left
+        stored = [n for n in new.constants() if n.endswith("_int8")]
+        assert len(stored) == (left if store else 0), "the reason says what the file holds"
+
+
 def test_weaker_keeps_the_least_hurt_layers():
     model, feeds = mlp(), inputs()
     p, ctx, found = WeightQuant(floor=-100), context(model, feeds, "ort-cpu-vnni"), []
@@ -214,3 +233,41 @@ def test_blocks_of_onnx_runtimes_own_operator_are_powers_of_two(columns, wanted,
         assert sqnr(model, new, feeds) > 10  # it loads and runs
     else:
         assert "no power of two between 16 and 64" in {s.node: s.reason for s in result.skipped}["y_node"]
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_packed_weights_cost_what_they_stand_for(bits, symmetric):
+    """MatMulNBits is the same network as blocks in DequantizeLinear: as many parameters and multiply-accumulates."""
+    model, feeds, found = mlp(), inputs(), {}
+    for form in ("dequantize", "nbits"):
+        new = model.copy()
+        p = WeightQuant(bits=bits, symmetric=symmetric, form=form, store=False, floor=-100)
+        p.run(new, context(model, feeds, "ort-cpu-vnni"))
+        ir.order.sort(new)
+        found[form] = ir.cost.of(new, probe.shapes(new, feeds[0]))
+    assert (found["nbits"].params, found["nbits"].macs) == (found["dequantize"].params, found["dequantize"].macs)
+    assert found["nbits"].macs == 8 * (96 * 64 + 64 * 128 + 128 * 32)
+
+
+def packed_product(**attrs):
+    """A MatMulNBits of 20 inputs in blocks of 16 (the second is padded), three to an output, with float zero points."""
+    net = Net()
+    parts = [np.zeros((3, 2, 8), np.uint8), np.ones(6, np.float32), np.zeros(6, np.float32)]
+    more = {"domain": "com.microsoft", "K": 20, "N": 3, "bits": 4, "block_size": 16}
+    net.add("MatMulNBits", "x", *(net.const(a) for a in parts), out="y", **(more | attrs))
+    model = net.model({"x": [5, 20]}, ["y"])
+    model.header.opsets["com.microsoft"] = 1
+    return model
+
+
+def test_padding_of_packed_weights_counts_nothing():
+    model = packed_product()
+    assert session(model).run(None, {"x": np.ones((5, 20), np.float32)})[0].shape == (5, 3)
+    (node,) = ir.cost.by_node(model)
+    assert (node.macs, node.params) == (5 * 20 * 3, 20 * 3 + 6 + 6) and ir.cost.of(model).params == node.params
+
+
+def test_packed_weights_of_no_known_size_count_as_they_lie_there():
+    (node,) = ir.cost.by_node(packed_product(K="wide"))
+    assert (node.macs, node.params) == (0, 3 * 2 * 8 + 6 + 6)

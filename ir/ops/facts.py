@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +49,10 @@ def _no_macs(node: gs.Node, sizes: SizeOf) -> int:
     return 0
 
 
+def _nothing_packed(node: gs.Node) -> Mapping[int, int]:
+    return {}
+
+
 @dataclass(frozen=True)
 class Facts:
     """What is known about an operator. Every default is the safe one.
@@ -56,6 +60,7 @@ class Facts:
     kind: "weighted", "elementwise", "move", "pool", "reduce", "normalise", "recurrent", "control", "quantize",
         "source", "sequence" or "opaque" (nothing is known: hands off).
     weight: where a node keeps its weight, or None. macs: multiply-accumulates of one run.
+    packed: {input position: number of values} of constants that hold several values in an element.
     quant: its part in 8-bit inference, or None. random: two runs may differ, so it is never folded or merged.
     """
 
@@ -64,6 +69,7 @@ class Facts:
     domain: str = ""
     weight: Callable[[gs.Node], Weight | None] = _no_weight
     macs: Callable[[gs.Node, SizeOf], int] = _no_macs
+    packed: Callable[[gs.Node], Mapping[int, int]] = _nothing_packed
     quant: Quant | None = None
     random: bool = False
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
-from .. import equations
+from .. import edit, equations
 from .facts import Facts, Quant, SizeOf, Weight
 
 
@@ -50,6 +52,26 @@ def _attention_macs(node: gs.Node, sizes: SizeOf) -> int:
     return (math.prod(q) + math.prod(out)) * k[-2]
 
 
+def _integer(node: gs.Node, name: str) -> int:
+    """An attribute of an operator that no schema checks; 0 where it is missing or no integer."""
+    value = node.attrs.get(name)
+    return value if isinstance(value, int) and value > 0 else 0
+
+
+def _nbits_macs(node: gs.Node, sizes: SizeOf) -> int:
+    """Rows times K times N: shapes are not inferred behind operators that are not ONNX's own, so of either side."""
+    rows = sizes(node.outputs[0]) or sizes(node.inputs[0])
+    return math.prod(rows[:-1]) * _integer(node, "K") * _integer(node, "N") if rows else 0
+
+
+def _nbits_packed(node: gs.Node) -> Mapping[int, int]:
+    """B, [N, blocks, bytes of a block], holds N·K weights; zero points in bytes, one a block, are packed as well."""
+    length, width, block = (_integer(node, name) for name in ("K", "N", "block_size"))
+    zeros = edit.get(node, 3)
+    in_bytes = zeros is not None and zeros.dtype is not None and np.dtype(zeros.dtype) == np.uint8
+    return {1: width * length} | ({3: width * -(-length // max(block, 1))} if in_bytes else {})
+
+
 FACTS = (
     Facts("Gemm", "weighted", weight=_gemm_weight, macs=_product_macs, quant=Quant(weighted=True)),
     Facts(
@@ -63,4 +85,5 @@ FACTS = (
     Facts("Attention", "opaque", macs=_attention_macs),
     Facts("MatMulInteger", "opaque", macs=_product_macs),
     Facts("QLinearMatMul", "opaque", macs=_product_macs),
+    Facts("MatMulNBits", "opaque", domain="com.microsoft", macs=_nbits_macs, packed=_nbits_packed),
 )

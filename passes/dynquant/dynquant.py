@@ -16,6 +16,7 @@ from ..options import Excluding, option
 from ..quant import rounding, sensitivity, storage
 from ..quant.rounding import Rounded
 from ..transaction import adopt
+from . import switches
 from .clock import Clock, greatest, pack
 from .emit import Emitter
 from .layers import CONTRIB, Layer, find
@@ -210,10 +211,12 @@ def quality(plan: Plan, names: Collection[str], contrib: bool, ctx: Context) -> 
 def _noise(plan: Plan, p: DynQuant, ctx: Context) -> dict[str, float]:
     """How loud each layer is alone, loudest first; measured once, and only when something must stay float."""
     if plan.noise is None:
-        names = sorted({n for names in plan.sets.values() for n in names})
-        found = {
-            n: 10 ** (-quality(plan, [n], p.contrib, ctx) / 10) for n in ctx.progress(names, "sensitivity", len(names))
-        }
+        names = {n for names in plan.sets.values() for n in names}
+        model = plan.base.copy()
+        layers, _ = find(model, p.contrib, lambda n: n.name not in names)
+        turned = switches.add(model, {n: layers[n] for n in sorted(layers)})
+        _rewrite(model, plan, names, p.contrib, greatest(ctx.target))
+        found = sensitivity.flip(model, turned, ctx.fit, ctx)
         plan.noise = dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
     return plan.noise
 

@@ -31,6 +31,12 @@ def _round(rank: int, full: int, multiple: int, fine: bool) -> int:
     return max(1, min(full, round(rank / step) * step))
 
 
+def liked(form: Form, layer: Layer, rank: Rank, multiple: int) -> Rank:
+    """A rank of this form on the staircase of the layer's kernels."""
+    step, fine = 1 if form.letters == "t" else multiple, layer.op not in CONVOLUTIONS
+    return rounded(rank, form.full(layer), step, fine)
+
+
 def at_share(form: Form, layer: Layer, share: float) -> Rank:
     """The highest rank (a share of the full one in all directions) whose MACs stay within `share` of the layer's."""
     low, high, limit = 0.0, 1.0, share * layer.macs
@@ -45,26 +51,22 @@ def at_share(form: Form, layer: Layer, share: float) -> Rank:
 
 def grid(form: Form, layer: Layer, multiple: int, most: float) -> list[Rank]:
     """Candidate ranks, highest first, none above `most` of the layer's MACs."""
-    step, fine = 1 if form.letters == "t" else multiple, layer.op not in CONVOLUTIONS
-    shares = FINE_GRID if fine else MACS_GRID[form.every - 1 :: form.every]
-    ranks = [rounded(at_share(form, layer, s), form.full(layer), step, fine) for s in shares]
+    shares = FINE_GRID if layer.op not in CONVOLUTIONS else MACS_GRID[form.every - 1 :: form.every]
+    ranks = [liked(form, layer, at_share(form, layer, s), multiple) for s in shares]
     return [r for r in dict.fromkeys(ranks) if form.cost(layer, r)[0] <= most * layer.macs]
 
 
 def between(form: Form, layer: Layer, multiple: int) -> list[Rank]:
     """A fine grid up to the full rank, lowest first, for the search of an energy."""
-    step = 1 if form.letters == "t" else multiple
-    fine = layer.op not in CONVOLUTIONS
     shares = np.geomspace(0.02, 1.0, ENERGY_GRID)
-    return list(dict.fromkeys(rounded(form.scaled(layer, float(s)), form.full(layer), step, fine) for s in shares))
+    return list(dict.fromkeys(liked(form, layer, form.scaled(layer, float(s)), multiple) for s in shares))
 
 
 def given(form: Form, layer: Layer, rank: float, multiple: int) -> Rank:
     """The user's rank: a share of the full one below 1 (rounded to what kernels like), else that number exactly."""
-    full = form.full(layer)
     if rank < 1:
-        return rounded(form.scaled(layer, rank), full, 1 if form.letters == "t" else multiple)
-    return tuple(min(int(rank), top) for top in full)
+        return liked(form, layer, form.scaled(layer, rank), multiple)
+    return tuple(min(int(rank), top) for top in form.full(layer))
 
 
 def by_evbmf(form: Form, layer: Layer) -> Rank:

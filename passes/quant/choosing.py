@@ -50,10 +50,7 @@ def _fastest(plan: Plan, model: Model, ctx: Context, compute: str, floor_db: flo
         plan.costs = _measured(plan, ctx)
     found = candidates(plan, ctx, compute, floor_db, share)
     if not found:
-        why = (
-            f"integers do not come near the {floor_db:g} dB asked for" if plan.able else "nothing is left for integers"
-        )
-        return Choice(frozenset(), None, why)
+        return Choice(frozenset(), None, _nothing(plan, compute, floor_db, share))
     if compute == "all":
         return found[0]
     if not ctx.target.native:
@@ -70,18 +67,38 @@ def _fastest(plan: Plan, model: Model, ctx: Context, compute: str, floor_db: flo
 
 def candidates(plan: Plan, ctx: Context, compute: str, floor_db: float, share: float) -> list[Choice]:
     """Different sets of nodes that hold the floor (where any does), everything possible first."""
-    ways: list[tuple[str, Propose]] = [("all", lambda aim: _everything(plan, aim, share))]
-    if compute != "all":
-        ways += [(f"regions, borders ×{f:g}", _regions(plan, f, share)) for f in BORDERS]
     levels = _Levels(plan, ctx)
     unique: dict[frozenset[str], str] = {}
-    for label, propose in ways:
+    for label, propose in ways(plan, compute, share).items():
         nodes = _held(plan, levels, label, propose, floor_db)
         if nodes:
             unique.setdefault(nodes, label)
     loud = {n for n in unique if levels.of(n) < floor_db}
     kept = [(n, label) for n, label in unique.items() if n not in loud or len(loud) == len(unique)]
-    return [Choice(nodes, None, label, left_out(plan, nodes)) for nodes, label in kept]
+    return [Choice(nodes, None, label, left_out(plan, nodes), plan.aims[label]) for nodes, label in kept]
+
+
+def ways(plan: Plan, compute: str, share: float) -> dict[str, Propose]:
+    """The ways of proposing nodes for an aim in dB, by label; share: of the loudest that is left out beyond the aim."""
+    found: dict[str, Propose] = {"all": lambda aim: _everything(plan, aim, share)}
+    if compute != "all":
+        found |= {f"regions, borders ×{f:g}": _regions(plan, f, share) for f in BORDERS}
+    return found
+
+
+def _nothing(plan: Plan, compute: str, floor_db: float, share: float) -> str:
+    """Why no set of nodes is left: there are no nodes, the strength takes all of them, or none comes near the floor."""
+    if not plan.able:
+        return "nothing is left for integers"
+    if share and _proposed(plan, compute, floor_db, 0.0) and not _proposed(plan, compute, floor_db, share):
+        return f"strength {1.0 - share:g} leaves nothing for integers"
+    return f"integers do not come near the {floor_db:g} dB asked for"
+
+
+def _proposed(plan: Plan, compute: str, aim: float, share: float) -> bool:
+    assert plan.base is not None
+    base = plan.base
+    return any(regions.only_useful(base, propose(aim), plan.target) for propose in ways(plan, compute, share).values())
 
 
 def left_out(plan: Plan, nodes: frozenset[str]) -> frozenset[str]:
@@ -151,7 +168,7 @@ def _timed(plan: Plan, model: Model, found: list[Choice], ctx: Context) -> list[
         models = [model, *(build(plan, c.nodes) for c in found[k : k + step])]
         seconds = SECONDS * len(models)
         rows += latency.bench(models, ctx.fit, threads=ctx.threads, timings=ctx.timings, seconds=seconds)[1:]
-    return [Choice(c.nodes, r.speedup, c.label, c.banned) for c, r in zip(found, rows)]
+    return [replace(c, speedup=r.speedup) for c, r in zip(found, rows)]
 
 
 def _alone(plan: Plan, model: Model, choice: Choice, ctx: Context) -> float:
@@ -219,12 +236,12 @@ def _tolls(plan: Plan, price: float) -> regions.Tolls:
     spared = {t.name for n in plan.kept for t in (*plan.able[n].outputs, *plan.able[n].inputs)}
     group = {t: d.group for t, d in plan.full.decisions.items() if d.how != "float" and t not in spared}
     groups = {g: toll(plan.noise.get(g, 0.0)) for g in group.values()}
-    nodes = {n: toll(plan.loud.get(w, 0.0)) for n, w in _weights(plan).items() if n not in plan.kept}
+    nodes = {n: toll(plan.loud.get(w, 0.0)) for n, w in weights(plan).items() if n not in plan.kept}
     return regions.Tolls(group, groups, nodes)
 
 
-def _weights(plan: Plan) -> dict[str, str]:
-    """{linear node: its weight's name}."""
+def weights(plan: Plan) -> dict[str, str]:
+    """{linear node: the name of its weight, or of its second activation}."""
     return {n: node.inputs[1].name for n, node in plan.able.items() if eligible.is_linear(node)}
 
 
@@ -233,14 +250,14 @@ def _noise(plan: Plan, nodes: Collection[str]) -> float:
     assert plan.base is not None
     placed = placement.place(plan.base, nodes, plan.target)
     groups = {plan.full.decisions[t].group for t in placed.quantized() if t in plan.full.decisions}
-    weights = {w for n, w in _weights(plan).items() if n in nodes}
-    return sum(plan.noise.get(g, 0.0) for g in groups) + sum(plan.loud.get(w, 0.0) for w in weights)
+    held = {w for n, w in weights(plan).items() if n in nodes}
+    return sum(plan.noise.get(g, 0.0) for g in groups) + sum(plan.loud.get(w, 0.0) for w in held)
 
 
 def _banned(plan: Plan, aim: float, share: float) -> tuple[frozenset[str], set[str]]:
     """Tensors that are not quantized and nodes whose weight is not, so that the sum of the rest is quiet enough."""
     readers: dict[str, set[str]] = {}
-    for node, weight in _weights(plan).items():
+    for node, weight in weights(plan).items():
         readers.setdefault(weight, set()).add(node)
     both = {("tensor", g): v for g, v in plan.noise.items()}
     both |= {("weight", w): v for w, v in plan.loud.items() if w in readers}

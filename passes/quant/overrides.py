@@ -7,6 +7,7 @@ what the node puts out.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from ...ir.errors import OptionError
@@ -38,3 +39,12 @@ class Overrides:
     def of(self, name: str) -> str:
         """What was said about a node; "" when nothing was."""
         return next((how for pattern, how in self.rules if pattern.search(name)), "")
+
+    def check(self, names: Collection[str], before: Collection[str]) -> list[str]:
+        """Patterns that match none of a model's nodes, though they did `before` earlier passes. Raises OptionError for
+        one that never did."""
+        lost = [p for p, _ in self.rules if not any(p.search(n) for n in names)]
+        for pattern in lost:
+            if not any(pattern.search(n) for n in before):
+                raise OptionError(f"quant: layers: {pattern.pattern} matches no node")
+        return [p.pattern for p in lost]

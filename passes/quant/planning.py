@@ -27,12 +27,16 @@ from .statistics import Settings, Statistics
 
 @dataclass(frozen=True)
 class Choice:
-    """Nodes that compute in integers, how much faster than float that was timed (None: not timed), and the label."""
+    """Nodes that compute in integers, how much faster than float that was timed (None: not timed), and the label.
+
+    banned: tensors that are too loud. aim: dB that the single noises were summed up to when the nodes were proposed.
+    """
 
     nodes: frozenset[str]
     speedup: float | None
     label: str
     banned: frozenset[str] = frozenset()
+    aim: float = -math.inf
 
 
 @dataclass

@@ -14,7 +14,7 @@ from ...ir import Model
 from ..base import Context, LossyPass, PassResult, Skip
 from ..options import Excluding, option
 from ..target import Target
-from . import calibrate, choosing, clips, eligible, equalise, insert, outliers, planning, prepare, storage
+from . import calibrate, choosing, clips, equalise, insert, outliers, planning, prepare, reasons, storage
 from .overrides import Overrides
 from .planning import Choice, Plan
 from .statistics import Settings
@@ -68,7 +68,8 @@ class Quant(Excluding, LossyPass):
         return self.compute == "all"
 
     def plan(self, model: Model, ctx: Context) -> Plan:
-        """Place, calibrate on the fit feeds, measure sensitivities."""
+        """Place, calibrate on the fit feeds, measure sensitivities. Raises OptionError for `layers` not there."""
+        overrides = self._overrides(model, ctx)
         if self.compute == "none":
             return planning.stored_only(
                 model, ctx, self._settings(ctx.target), "compute=none: everything computes in float"
@@ -77,7 +78,6 @@ class Quant(Excluding, LossyPass):
             why = "no real data: random feeds say nothing of activations, so weights are only stored in 8 bits"
             ctx.note(f"quant: {why}")
             return planning.stored_only(model, ctx, self._settings(ctx.target), why)
-        overrides = Overrides.parse(self.layers)
         return planning.make(model, ctx, self._settings(ctx.target), lambda n: self.excluded(n, ctx), overrides)
 
     def apply(self, model: Model, plan: Plan, strength: float, ctx: Context) -> PassResult:
@@ -87,9 +87,20 @@ class Quant(Excluding, LossyPass):
         choice = choosing.choose(plan, model, ctx, self.compute, self._level(ctx, COMPUTED), round(1.0 - strength, 6))
         if not choice.nodes:
             why = _no_gain(choice)
-            ctx.note(f"quant: {why}; weights are stored in 8 bits" if self.store else f"quant: {why}")
+            ctx.note(f"quant: {why}; only weights are stored in fewer bits" if self.store else f"quant: {why}")
             return self._stored(model, plan, strength, ctx, why)
         return self._computed(model, plan, choice, strength, ctx)
+
+    def _overrides(self, model: Model, ctx: Context) -> Overrides:
+        """What the user said about single layers; tells of patterns whose nodes earlier passes replaced."""
+        overrides = Overrides.parse(self.layers)
+        if overrides.rules:
+            prepared = model.copy()  # names of what it makes stand in the report, so they may be given as well
+            prepare.prepare(prepared, lambda n: self.excluded(n, ctx))
+            names = [{n.name for n in m.nodes()} for m in (model, prepared, ctx.original)]
+            for pattern in overrides.check(names[0] | names[1], names[2]):
+                ctx.note(f"quant: layers: {pattern} matches no node any more: earlier passes replaced it")
+        return overrides
 
     def _level(self, ctx: Context, above: float) -> float:
         """dB of output SQNR to hold: the floor, or so much above a limit on SQNR that comes to more."""
@@ -142,7 +153,7 @@ class Quant(Excluding, LossyPass):
         recipe = choosing.recipe(plan, choice.nodes)
         did: dict[str, Any] = dict(insert.insert(model, recipe))
         prepare.finish(model, ctx.target)
-        skips = (*_left_float(plan, choice), *plan.skips)
+        skips = (*reasons.left_float(plan, choice, strength, self._level(ctx, COMPUTED)), *plan.skips)
         if self.store:
             rounded, loud = outliers.known(plan.divided, plan.rounded, plan.loud)
             rounded = clips.known(model, choosing.undone(plan, choice.nodes), rounded)
@@ -178,19 +189,3 @@ def _no_gain(choice: Choice) -> str:
     if choice.speedup is None:
         return choice.label
     return f"{choice.label} (best candidate {choice.speedup:.2f}×)"
-
-
-def _left_float(plan: Plan, choice: Choice) -> tuple[Skip, ...]:
-    """A reason for every linear layer that could compute in integers and does not."""
-    skips = []
-    for name, node in plan.able.items():
-        if name in choice.nodes or not eligible.is_linear(node):
-            continue
-        loud = [t.name for t in (*node.inputs[:1], *node.outputs) if t.name in choice.banned]
-        if loud:
-            power = max(plan.noise.get(plan.full.decisions[t].group, 0.0) for t in loud)
-            level = f" ({-10 * math.log10(power):.0f} dB alone)" if power > 0 else ""
-            skips.append(Skip(name, f"stays float: quantizing '{loud[0]}' hurts the outputs most{level}"))
-        else:
-            skips.append(Skip(name, "stays float: integers with their conversions are not faster here"))
-    return tuple(skips)

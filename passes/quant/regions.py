@@ -155,20 +155,26 @@ def without(
     target: Target,
     folded: Mapping[str, gs.Node] | None = None,
 ) -> dict[str, gs.Node]:
-    """The able nodes that neither make nor read a banned tensor (what a kernel can hand out as floats may stay float).
+    """The able nodes that neither make nor read a banned tensor (what a kernel can hand out may stay float)."""
+    beside = rounded_beside(able, target, folded)
+    return {name: node for name, node in able.items() if not beside[name] & set(banned)}
+
+
+def rounded_beside(
+    able: Mapping[str, gs.Node], target: Target, folded: Mapping[str, gs.Node] | None = None
+) -> dict[str, set[str]]:
+    """{node: the tensors that are quantized when it computes in integers}.
 
     folded: the activations that vanish into nodes, by the nodes' names: what they read is never quantized, and what
     they make is what the kernel hands out.
     """
-    ends, kept = folded or {}, {}
+    ends, found = folded or {}, {}
     inner = {r.inputs[0].name for r in ends.values()}
     for name, node in able.items():
-        reads = {node.inputs[k].name for k in activations(node)} - inner
         last = ends.get(name, node)
         makes = set() if last.op in target.hands_out else {last.outputs[0].name}
-        if not (reads | makes) & set(banned):
-            kept[name] = node
-    return kept
+        found[name] = ({node.inputs[k].name for k in activations(node)} - inner) | makes
+    return found
 
 
 def only_useful(model: Model, nodes: Collection[str], target: Target) -> set[str]:

@@ -61,10 +61,10 @@ def _switched(
 ) -> dict[str, float]:
     copy = model.copy()
     switches = {g: _switch(copy, members, scales) for g, members in groups.items()}
-    return _flip(copy, switches, feeds, ctx)
+    return flip(copy, switches, feeds, ctx)
 
 
-def _flip(copy: Model, switches: Mapping[str, str], feeds: Feeds, ctx: Context) -> dict[str, float]:
+def flip(copy: Model, switches: Mapping[str, str], feeds: Feeds, ctx: Context) -> dict[str, float]:
     """{key: noise at the outputs with its switch alone on}."""
     order.sort(copy)
     session = Session(copy, threads=ctx.workers)

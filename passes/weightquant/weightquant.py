@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
+import onnx_graphsurgeon as gs
 
 from ...ir import Model, order, shapes
 from ...runtime import Session, latency, moments
@@ -92,22 +93,30 @@ class WeightQuant(Excluding, LossyPass):
 
     def apply(self, model: Model, plan: Plan, strength: float, ctx: Context) -> PassResult:
         """Blocks for the `strength` of the layers that are hurt least; 8 bits for the rest and all other weights."""
-        before, names = model.opset, list(plan.found)[: round(strength * len(plan.found))]
-        names = self._held(plan, names, ctx)
+        before, meant = model.opset, list(plan.found)[: round(strength * len(plan.found))]
+        names = self._held(plan, meant, ctx)
         did: dict[str, Any] = {}
         skips = (*([Skip("", plan.why)] if plan.why else []), *plan.skips)
         if names:
             form = self._form(plan, model, names, ctx)
             adopt(model, build(plan, names, form))
             did = {f"weights in {self.bits}-bit blocks": len(names), "form": form}
-            left = [n for n in plan.found if n not in names]
-            skips += tuple(Skip(n, "8 bits instead: 4 hurt the outputs too much") for n in left if self.bits == 4)
             if model.opset != before:
                 did["opset"] = f"{before} → {model.opset}"
         if self.store:
             counts, more = storage.store(model, names, lambda n: self.excluded(n, ctx), rounded=plan.rounded)
             did, skips = did | counts, (*skips, *more)
-        return PassResult(bool(did), did, skips, {"candidates": plan.table})
+        weak = f"strength {strength:g} leaves out the layers that are hurt most"
+        loud = f"with {self.bits}-bit blocks here too the outputs would fall below {self.floor:g} dB"
+        whys = {n: loud if n in meant else weak for n in plan.found if n not in names}
+        return PassResult(bool(did), did, (*skips, *self._instead(model, whys)), {"candidates": plan.table})
+
+    def _instead(self, model: Model, whys: Mapping[str, str]) -> list[Skip]:
+        """What became of the layers without blocks, and why they have none."""
+        stored = "8 bits" if self.bits == 4 else "8 bits with a scale a channel"
+        nodes = {n.name: n for n in model.graph.nodes if n.name in whys}
+        float_ = {n for n, node in nodes.items() if isinstance(node.inputs[1], gs.Constant)}  # nothing restores it
+        return [Skip(n, f"{'stays float' if n in float_ else f'{stored} instead'}: {why}") for n, why in whys.items()]
 
     def _rounded(self, model: Model, ctx: Context) -> Mapping[str, Rounded]:
         if not self.store or self.method == "nearest" or ctx.source == "random":
