@@ -1,12 +1,14 @@
 """How much goes: from a ratio, or targets in MACs or parameters, and a strength, to the units that are removed.
 
 Channel counts are rounded by giving units back, the costliest first, so that no family is thinned below what was asked;
-the prefix of the order then grows until the amount is met all the same. Steps that the amount does without come back.
+the prefix of the order then grows until the amount is met all the same, and with it what the user wants of single
+groups. Steps that the amount does without come back.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -53,20 +55,47 @@ def step_of(size: int, span: int, multiple: int, fixed: bool) -> int:
 
 def chosen(groups: Groups, order: Order, amount: Amount, strength: float, multiple: int, fixed: bool) -> np.ndarray:
     """Units to remove at a strength, rounded."""
-    total = len(groups.units)
+    total, due = len(groups.units), _due(groups, order, strength, multiple, fixed)
+
+    def enough(units: list[int]) -> bool:
+        found = _by_family(groups, units) if due else {}
+        return all(found.get(k, 0) >= n for k, n in due.items()) and _enough(groups, amount, strength, units, total)
+
     low, high = 0, len(order)
     while low < high:  # the smallest prefix that is enough after rounding: what rounding leaves grows with the prefix
         middle = (low + high) // 2
-        if _enough(groups, order, amount, strength, rounded(groups, order.units[:middle], multiple, fixed), total):
+        if enough(rounded(groups, order.units[:middle], multiple, fixed)):
             high = middle
         else:
             low = middle + 1
     units = rounded(groups, order.units[:low], multiple, fixed)
     if multiple > 1:
-        units = _spared(
-            groups, units, multiple, fixed, lambda less: _enough(groups, order, amount, strength, less, total)
-        )
+        units = _spared(groups, units, multiple, fixed, enough)
     return np.array(units, np.int64)
+
+
+def _due(groups: Groups, order: Order, strength: float, multiple: int, fixed: bool) -> dict[int, int]:
+    """How many units a family whose share the user set loses at a strength, whatever the amount."""
+    settled = order.units[: order.settled]
+    counts = _by_family(groups, settled)
+    left = {k: round(strength * n) for k, n in counts.items()}
+    first = []
+    for unit, k in zip(settled, _families_of(groups, settled)):
+        if left[k]:
+            left[k] -= 1
+            first.append(unit)
+    return _by_family(groups, rounded(groups, first, multiple, fixed))
+
+
+def _families_of(groups: Groups, units: list[int]) -> list[int]:
+    """The family that each unit belongs to."""
+    family = {int(u): k for k, f in enumerate(groups.families) for u in f.units}
+    return [family[u] for u in units]
+
+
+def _by_family(groups: Groups, units: list[int]) -> dict[int, int]:
+    """How many of these units each family has."""
+    return Counter(_families_of(groups, units))
 
 
 def _spared(
@@ -92,7 +121,7 @@ def _steps(groups: Groups, multiple: int, fixed: bool) -> list[int]:
     return [step_of(len(f.units), span, multiple, fixed) for f, span in zip(groups.families, spans)]
 
 
-def _enough(groups: Groups, order: Order, amount: Amount, strength: float, units: list[int], total: int) -> bool:
+def _enough(groups: Groups, amount: Amount, strength: float, units: list[int], total: int) -> bool:
     if amount.macs is None and amount.params is None:
         return len(units) >= round(strength * (amount.ratio or 0.0) * total)
     ledger = groups.ledger

@@ -23,12 +23,16 @@ MOST_OF_A_FAMILY = 0.9  # a global order does not empty a family that the data c
 
 @dataclass
 class Order:
-    """Units in the order of their removal, with the share of units, MACs and parameters that is gone after each."""
+    """Units in the order of their removal, with the share of MACs and parameters, and the loss, after each.
+
+    settled: how many of the first are there because the user set the share of their family.
+    """
 
     units: list[int] = field(default_factory=list)
     macs: list[float] = field(default_factory=list)
     params: list[float] = field(default_factory=list)
     loss: list[float] = field(default_factory=list)
+    settled: int = 0
 
     def __len__(self) -> int:
         return len(self.units)
@@ -155,6 +159,7 @@ class Work:
             self.remove([(u, losses[u]) for u in chosen])
             due -= len(chosen)
         self.alive = {u: None for u in self.alive if self.family[u] != family}
+        self.order.settled = len(self.order)
 
     def remove(self, chosen: Sequence[tuple[int, float]]) -> None:
         """Let units go, log them, and down-date the losses of the others."""
