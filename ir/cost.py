@@ -79,9 +79,13 @@ def _macs(node: gs.Node, sizes: _Sizes) -> int:
         return 0
 
 
+def parameters(model: Model) -> int:
+    """Elements of all weights, as `Cost.params` counts them."""
+    return sum(size(t) for t in model.constants().values() if _is_weight(t))
+
+
 def of(model: Model, known: Mapping[str, tuple[int, ...]] | None = None) -> Cost:
     """Cost of the whole model."""
-    params = sum(size(t) for t in model.constants().values() if _is_weight(t))
     nodes = by_node(model, known)
     graph_bytes = to_proto(model, store=bare).ByteSize()
-    return Cost(len(nodes), params, sum(n.macs for n in nodes), graph_bytes + weight_bytes(model))
+    return Cost(len(nodes), parameters(model), sum(n.macs for n in nodes), graph_bytes + weight_bytes(model))
