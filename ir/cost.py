@@ -39,7 +39,8 @@ class NodeCost:
     macs: int
 
 
-def _is_weight(tensor: gs.Constant) -> bool:
+def is_weight(tensor: gs.Constant) -> bool:
+    """Whether a constant counts as parameters: floats, and integers up to 16 bits."""
     dtype = np.dtype(tensor.dtype)
     return dtype.kind in "fV" or (dtype.itemsize <= 2 and dtype.kind in "iu")
 
@@ -67,7 +68,7 @@ def by_node(model: Model, known: Mapping[str, tuple[int, ...]] | None = None) ->
     sizes = _Sizes(known)
     rows = []
     for node in model.nodes():
-        params = sum(size(t) for t in node.inputs if isinstance(t, gs.Constant) and _is_weight(t))
+        params = sum(size(t) for t in node.inputs if isinstance(t, gs.Constant) and is_weight(t))
         rows.append(NodeCost(node.name, node.op, params, _macs(node, sizes)))
     return rows
 
@@ -81,7 +82,7 @@ def _macs(node: gs.Node, sizes: _Sizes) -> int:
 
 def parameters(model: Model) -> int:
     """Elements of all weights, as `Cost.params` counts them."""
-    return sum(size(t) for t in model.constants().values() if _is_weight(t))
+    return sum(size(t) for t in model.constants().values() if is_weight(t))
 
 
 def of(model: Model, known: Mapping[str, tuple[int, ...]] | None = None) -> Cost:
