@@ -170,6 +170,35 @@ def test_maxima_that_are_not_finite_stay():
     assert _left(source, {"x": x}) == ["ReduceMax"]
 
 
+@pytest.mark.parametrize("opset", [6, 11, 17])
+@pytest.mark.parametrize(
+    ("body", "ops"),
+    [
+        ("y = Clip(x)", ["Clip"]),
+        ("a = Relu(x)\n y = Clip(a)", ["Clip"]),
+        ("a = Clip(x)\n y = Relu(a)", ["Clip"]),
+        ("a = Clip(x)\n y = Clip(a)", ["Clip"]),
+        ("a = {above}\n y = Relu(a)", ["Clip"]),
+        ("a = {above}\n y = Clip(a)", ["Clip"]),
+        ("a = {open}\n y = Relu(a)", ["Relu"]),
+        ("a = Sigmoid(x)\n y = Clip(a)", ["Sigmoid"]),
+    ],
+)
+def test_a_clip_without_bounds_stops_what_is_infinite(opset, body, ops):
+    above, wide = ("Clip<min = -2.0>(x)", "Clip<min = 0.0, max = inf>(x)") if opset < 11 else ("Clip(x, low)", "")
+    wide = wide or "Clip(x, zero, far)"
+    source = f"""
+        g (float[6] x) => (float[6] y) <float low = {{-2.0}}, float zero = {{0.0}}, float far = {{inf}}> {{
+          {body.format(above=above, open=wide)} }}"""
+    x = np.array([np.inf, -np.inf, np.nan, 3e38, -3e38, 1], np.float32)
+    assert _left(source, {"x": x}, opset) == ops
+
+
+def test_a_clip_of_integers_without_bounds_does_nothing():
+    source = "g (int32[2] x) => (int32[2] y) { a = Clip(x)\n y = Add(a, x) }"
+    assert _left(source, {"x": np.array([2**31 - 1, -(2**31)], np.int32)}) == ["Add"]
+
+
 def test_raising_the_opset_keeps_the_declared_outputs():
     source = """
         g (float[N,1,3] x) => (float[a,b] y) { s = Squeeze<axes = [1]>(x)
