@@ -192,7 +192,7 @@ def test_excluded_nodes_stay_with_their_blocks_and_keep_their_weights() -> None:
 def test_a_run_that_drops_nothing_says_why(options: dict[str, Any], exclude: str, says: str) -> None:
     _, result = drop(network(False), images(20), exclude=exclude, **options)
     assert not result.changed and result.skipped[0] == Skip("*", says)
-    row = {"pass": "droplayers", "kept": False, "error": "", "reason": "", "changed": False, "notes": []}
+    row = {"pass": "droplayers", "kept": False, "error": "", "reason": "", "changed": False, "notes": ["more"]}
     left = [{"node": s.node, "reason": s.reason} for s in result.skipped]
     held = f"; {len(left) - 1} left alone" if exclude else ""
     assert did({**row, "did": dict(result.did), "skipped": left}) == says + held
