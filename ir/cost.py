@@ -39,7 +39,8 @@ class NodeCost:
     macs: int
 
 
-def _is_weight(tensor: gs.Constant) -> bool:
+def is_weight(tensor: gs.Constant) -> bool:
+    """Whether a constant counts as parameters: floats, and integers up to 16 bits."""
     dtype = np.dtype(tensor.dtype)
     return dtype.kind in "fV" or (dtype.itemsize <= 2 and dtype.kind in "iu")
 
@@ -79,7 +80,7 @@ def by_node(model: Model, known: Mapping[str, tuple[int, ...]] | None = None) ->
     sizes = _Sizes(known)
     rows = []
     for node in model.nodes():
-        held = [(t, k) for k, t in enumerate(node.inputs) if isinstance(t, gs.Constant) and _is_weight(t)]
+        held = [(t, k) for k, t in enumerate(node.inputs) if isinstance(t, gs.Constant) and is_weight(t)]
         params = sum(_values(t, node, k) for t, k in held)
         rows.append(NodeCost(node.name, node.op, params, _macs(node, sizes)))
     return rows
@@ -92,9 +93,13 @@ def _macs(node: gs.Node, sizes: _Sizes) -> int:
         return 0
 
 
+def parameters(model: Model) -> int:
+    """Values of all weights, as `Cost.params` counts them."""
+    return sum(_params(t) for t in model.constants().values() if is_weight(t))
+
+
 def of(model: Model, known: Mapping[str, tuple[int, ...]] | None = None) -> Cost:
     """Cost of the whole model."""
-    params = sum(_params(t) for t in model.constants().values() if _is_weight(t))
     nodes = by_node(model, known)
     graph_bytes = to_proto(model, store=bare).ByteSize()
-    return Cost(len(nodes), params, sum(n.macs for n in nodes), graph_bytes + weight_bytes(model))
+    return Cost(len(nodes), parameters(model), sum(n.macs for n in nodes), graph_bytes + weight_bytes(model))

@@ -40,6 +40,15 @@ class Block:
     sum: str
 
 
+@dataclass
+class Plan:
+    """Blocks in the order in which they may go; why there are none; and blocks that stay, with the reasons."""
+
+    blocks: list[Block]
+    why: str = ""
+    kept: tuple[Skip, ...] = ()
+
+
 @dataclass(frozen=True)
 class DropLayers(LossyPass):
     """Take out whole residual blocks, those first that the outputs miss least, and refit what stays.
@@ -64,24 +73,43 @@ class DropLayers(LossyPass):
         """Whether ratio or count says how much."""
         return self.ratio is not None or self.count is not None
 
-    def plan(self, model: Model, ctx: Context) -> list[Block]:
+    def plan(self, model: Model, ctx: Context) -> Plan:
         """Blocks in the order in which they may go."""
-        found = spared(model, blocks(model), ctx.excluded)
+        every = blocks(model)
+        stay = held(model, every, ctx.excluded)
+        found = [b for b in every if b.node not in stay]
+        kept = tuple(Skip(node, f"{names} would go with it and is excluded") for node, names in stay.items())
         if ctx.source == "random":
             ctx.note("droplayers: no real data was given (--data): which blocks matter cannot be told")
-            found = found if self.explicit else []
-        return ranked(model, found, self._most(len(found)), ctx) if found else []
+        most = self._most(len(found))
+        if not found or not most or (ctx.source == "random" and not self.explicit):
+            return Plan([], self._why_none(len(found), most), kept)
+        if self.count is not None and self.count > most:
+            ctx.note(f"droplayers: only {_counted(most)} may go (asked for {self.count})")
+        return Plan(ranked(model, found, most, ctx), "", kept)
 
     def _most(self, total: int) -> int:
         if self.count is not None:
             return min(self.count, total)
-        return round((DEFAULT if self.ratio is None else self.ratio) * total)
+        return round(self._share * total)
 
-    def apply(self, model: Model, plan: list[Block], strength: float, ctx: Context) -> PassResult:
+    @property
+    def _share(self) -> float:
+        return DEFAULT if self.ratio is None else self.ratio
+
+    def _why_none(self, found: int, most: int) -> str:
+        if not found:
+            return "no residual block may go"
+        if not most:
+            return f"{self._share:g} of the {_counted(found)} that may go comes to none"
+        return "no real data was given (--data): blocks go only where ratio or count says how many"
+
+    def apply(self, model: Model, plan: Plan, strength: float, ctx: Context) -> PassResult:
         """Drop the first blocks of the plan, then refit."""
-        gone = plan[: round(strength * len(plan))]
+        gone = plan.blocks[: round(strength * len(plan.blocks))]
         if not gone:
-            return PassResult(False, {"blocks dropped": 0}, (Skip("*", "no residual block may go"),))
+            why = plan.why or f"strength {strength:g} of {_counted(len(plan.blocks))} comes to none"
+            return PassResult(False, {"blocks dropped": 0}, (Skip("*", why), *plan.kept))
         original = model.copy()
         nodes = {n.name: n for n in model.graph.nodes}
         for block in gone:
@@ -91,7 +119,7 @@ class DropLayers(LossyPass):
         order.sort(model)
         shapes.refresh(model)
         fitted = self._refit(original, model, gone, ctx) if self.refit and ctx.source != "random" else 0
-        return PassResult(True, {"blocks dropped": len(gone), "layers refitted": fitted})
+        return PassResult(True, {"blocks dropped": len(gone), "layers refitted": fitted}, plan.kept)
 
     def _refit(self, original: Model, model: Model, gone: Sequence[Block], ctx: Context) -> int:
         feeds, found = planning.fitting_feeds(ctx), layers(model, keep=ctx.excluded)
@@ -100,6 +128,10 @@ class DropLayers(LossyPass):
         nodes = {n.name: n for n in model.graph.nodes}
         kept = {x.node: np.ones(int(np.prod(matrix(nodes[x.node]).shape[:2])), bool) for x in found}
         return refit(model, found, feeds, aims, kept, ctx)
+
+
+def _counted(blocks: int) -> str:
+    return f"{blocks} residual block{'' if blocks == 1 else 's'}"
 
 
 def takers(original: Model, gone: Sequence[Block]) -> dict[str, str]:
@@ -126,13 +158,15 @@ def blocks(model: Model) -> list[Block]:
     return found
 
 
-def spared(model: Model, found: Sequence[Block], keep: Callable[[gs.Node], bool]) -> list[Block]:
-    """The blocks that hold no node to keep, neither the sum nor in the branch: it would go with the block."""
+def held(model: Model, found: Sequence[Block], keep: Callable[[gs.Node], bool]) -> dict[str, str]:
+    """Sums of the blocks that hold nodes to keep, themselves or in the branch, with the names of these: they would go
+    with the block."""
     above: dict[str, frozenset[str]] = {}
     for node in model.graph.nodes:
         mine = frozenset({node.name} if keep(node) else ()).union(*(above.get(t.name, ()) for t in reads(node)))
         above.update((t.name, mine) for t in node.outputs)
-    return [b for b in found if above[b.sum] <= above.get(b.skip, frozenset())]
+    inside = {b.node: above[b.sum] - above.get(b.skip, frozenset()) for b in found}
+    return {node: ", ".join(sorted(names)) for node, names in inside.items() if names}
 
 
 def _block(node: gs.Node, behind: Mapping[str, frozenset[str]]) -> list[Block]:

@@ -214,11 +214,11 @@ def _save_timings(timings: Timings, run: Run) -> None:
 
 
 def _warn_of_damage(run: Run, sqnr_db: float) -> None:
-    """An amount that was applied as asked may ruin a model: say so loudly, since no limit did."""
+    """An amount that nothing weakened may ruin a model: say so loudly, since no limit did."""
     if run.judge.limits.given or run.ctx.source == "random" or not sqnr_db < COLLAPSE_DB:
         return
     run.note(
-        f"the outputs are far from the original's (SQNR {sqnr_db:.1f} dB): the amounts were applied as asked. "
+        f"the outputs are far from the original's (SQNR {sqnr_db:.1f} dB): no limit held the amounts back. "
         "Give --max-drop or --min-sqnr to have them weakened until the accuracy holds."
     )
 

@@ -23,6 +23,7 @@ from .prune import plan as planning
 from .prune.layers import CONVOLUTIONS, Layer, layers, matrix, store
 from .prune.refit import refit
 from .prune.stats import Target
+from .prune.unfitted import unfitted
 
 Array = np.ndarray
 DEFAULT = 0.5  # share of the weights at strength 1 when nobody says
@@ -32,9 +33,13 @@ RIDGE = 1e-2  # of the mean of the diagonal
 
 @dataclass
 class Plan:
-    """The layers that may get zeros, what the original puts out there, and the feeds (none: no real data)."""
+    """The layers that may get zeros, what the original puts out there, and the feeds (none: no real data).
+
+    left: names of what holds weights and is left alone, with the reasons.
+    """
 
     layers: list[Layer]
+    left: Mapping[str, str]
     goals: Mapping[str, Target] = field(default_factory=dict)
     feeds: Feeds | None = None
 
@@ -84,31 +89,33 @@ class Sparsify(LossyPass):
     def plan(self, model: Model, ctx: Context) -> Plan:
         """The layers that may get zeros, and what they put out."""
         ctx.note("sparsify: ONNX Runtime on CPUs does not skip zeros: the model gets no faster, its file no smaller")
-        nodes = {n.name: n for n in model.graph.nodes}
-        found = [x for x in layers(model) if not ctx.excluded(nodes[x.node])]
+        found = layers(model, keep=ctx.excluded)
+        left = unfitted(model, found, ctx.excluded)
         if ctx.source == "random":
             ctx.note("sparsify: no real data was given; weights go by magnitude, nothing makes up for them")
-            return Plan(found)
+            return Plan(found, left)
         feeds = planning.fitting_feeds(ctx)
-        return Plan(found, planning.goals(model, found, feeds, ctx), feeds)
+        return Plan(found, left, planning.goals(model, found, feeds, ctx), feeds)
 
     def apply(self, model: Model, plan: Plan, strength: float, ctx: Context) -> PassResult:
         """Set zeros: this share of the ratio, or the pattern in this share of the layers, the largest last."""
         nodes, pattern = {n.name: n for n in model.graph.nodes}, self._pattern()
-        skipped = [Skip(x.node, why) for x in plan.layers if (why := _unfit(nodes[x.node], pattern))]
-        unfit = {s.node for s in skipped}
-        chosen = [x for x in plan.layers if x.node not in unfit]
+        left = {**plan.left, **{x.node: why for x in plan.layers if (why := _unfit(nodes[x.node], pattern))}}
+        chosen = [x for x in plan.layers if x.node not in left]
         if pattern and strength < 1:
             order = sorted(chosen, key=lambda x: (matrix(nodes[x.node]).size, x.node))
-            names = {x.node for x in order[: max(1, round(strength * len(order)))]}
-            chosen = [x for x in chosen if x.node in names]
+            later = order[max(1, round(strength * len(order))) :]
+            left.update((x.node, f"the pattern at strength {strength:g} is for smaller layers only") for x in later)
+            chosen = [x for x in chosen if x.node not in left]
         ratio = strength * (DEFAULT if self.ratio is None else self.ratio)
-        zeros = 0
+        zeros, done = 0, set[str]()
 
         def finish(layer: Layer, found: Array, sums: Any | None) -> Array:
             nonlocal zeros
             new = sparse(nodes[layer.node], found, sums, ratio, pattern, layer.bias is not None)
-            zeros += int((new == 0).sum())
+            if np.isfinite(new).all():
+                zeros += int((new == 0).sum())
+                done.add(layer.node)
             return new
 
         if plan.feeds is None:
@@ -117,9 +124,10 @@ class Sparsify(LossyPass):
         else:
             kept = {x.node: np.ones(int(np.prod(matrix(nodes[x.node]).shape[:2])), bool) for x in chosen}
             refit(model, chosen, plan.feeds, plan.goals, kept, ctx, finish=finish)
-        total = sum(matrix(nodes[x.node]).size for x in chosen)
-        did = {"weights set to zero": zeros, "of": total, "layers": len(chosen)}
-        return PassResult(zeros > 0, did, tuple(skipped))
+        left.update((x.node, "its weights could not be fitted to finite values") for x in chosen if x.node not in done)
+        total = sum(matrix(nodes[x.node]).size for x in chosen if x.node in done)
+        did = {"weights set to zero": zeros, "of": total, "layers": len(done)}
+        return PassResult(zeros > 0, did, tuple(Skip(name, why) for name, why in left.items()))
 
 
 def _unfit(node: gs.Node, pattern: tuple[int, int] | None) -> str:

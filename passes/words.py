@@ -14,6 +14,8 @@ VERDICTS = {
     "pass_failed": "a pass failed and was rolled back; the best model found was written",
 }
 
+WHOLE = ("", "*")  # what stands for the whole model where a pass says what it left alone
+
 
 @dataclass(frozen=True)
 class Row:
@@ -101,16 +103,17 @@ def db(output: Mapping[str, Any]) -> str:
 
 
 def did(step: Mapping[str, Any]) -> str:
-    """What a pass did, in its own counts; what it left alone."""
-    parts = _counts(step["did"]) if step["kept"] else []
+    """What a pass did, in its own counts, or why it did nothing; what it left alone."""
+    parts, told = _counts(step["did"]) if step["kept"] else [], list[str]()
     if step["error"]:
         parts.append(step["error"])
     elif step["reason"]:
         parts.append(step["reason"].removeprefix("weakened: ").removeprefix("rolled back: "))  # it stands beside it
-    elif not step["changed"] and step["notes"]:
-        parts.append(step["notes"][-1].removeprefix(f"{step['pass']}: "))
-    if step["skipped"]:
-        parts.append(f"{len(step['skipped'])} left alone")
+    elif not step["changed"]:
+        told = [s["reason"] for s in step["skipped"] if s["node"] in WHOLE]
+        parts += told or [note.removeprefix(f"{step['pass']}: ") for note in step["notes"][-1:]]
+    if len(step["skipped"]) > len(told):
+        parts.append(f"{len(step['skipped']) - len(told)} left alone")
     return "; ".join(parts) or ("no change needed" if not step["changed"] else "")
 
 

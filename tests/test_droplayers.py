@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from onnx import helper
 from onnxslim_opt.ir.errors import OptionError
-from onnxslim_opt.passes.base import Context
+from onnxslim_opt.passes.base import Context, PassResult, Skip
 from onnxslim_opt.passes.droplayers import DropLayers, blocks, takers
 from onnxslim_opt.passes.prune.neighbours import FEEDS, Neighbours, rectifying
 from onnxslim_opt.passes.target import Target
+from onnxslim_opt.passes.words import did
 from onnxslim_opt.runtime import feeds
 from onnxslim_opt.runtime.session import Session
 from prune_twin import build
@@ -170,8 +171,39 @@ def test_a_quiet_block_behind_a_relu_is_made_up_for() -> None:
 
 def test_excluded_nodes_stay_with_their_blocks_and_keep_their_weights() -> None:
     model = network(False)
-    small, _ = drop(model, images(), exclude="first1|stem", count=4)
+    said: list[str] = []
+    small, result = drop(model, images(), said, exclude="first1|stem", count=4)
+    assert said == ["droplayers: only 3 residual blocks may go (asked for 4)"]
     assert sums(small) == ["sum1"]
+    assert [(s.node, s.reason) for s in result.skipped] == [("sum1", "first1 would go with it and is excluded")]
     old, new = ({n.name: n.inputs[1].values for n in m.graph.nodes if n.op == "Conv"} for m in (model, small))
     assert set(new) == {"stem", "first1", "second1"}
     assert all(np.array_equal(old[n], new[n]) == (n != "second1") for n in new)
+
+
+@pytest.mark.parametrize(
+    ("options", "exclude", "says"),
+    [
+        ({"ratio": 0.1}, "", "0.1 of the 4 residual blocks that may go comes to none"),
+        ({}, "sum[012]", "0.5 of the 1 residual block that may go comes to none"),
+        ({"count": 2}, "sum|second3", "no residual block may go"),
+    ],
+)
+def test_a_run_that_drops_nothing_says_why(options: dict[str, Any], exclude: str, says: str) -> None:
+    _, result = drop(network(False), images(20), exclude=exclude, **options)
+    assert not result.changed and result.skipped[0] == Skip("*", says)
+    row = {"pass": "droplayers", "kept": False, "error": "", "reason": "", "changed": False, "notes": ["more"]}
+    left = [{"node": s.node, "reason": s.reason} for s in result.skipped]
+    held = f"; {len(left) - 1} left alone" if exclude else ""
+    assert did({**row, "did": dict(result.did), "skipped": left}) == says + held
+
+
+def test_a_strength_of_less_than_a_block_says_so() -> None:
+    model = network(False)
+    found = feeds.resolve(images(20), model)
+    ctx = Context(Target(), found, found, found.source, model, None)  # type: ignore[arg-type]
+    wanted = DropLayers(count=2)
+    result = wanted.apply(model.copy(), wanted.plan(model, ctx), 0.125, ctx)
+    assert result == PassResult(
+        False, {"blocks dropped": 0}, (Skip("*", "strength 0.125 of 2 residual blocks comes to none"),)
+    )

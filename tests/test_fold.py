@@ -7,7 +7,7 @@ import onnxruntime as ort
 import pytest
 import suite
 from onnxslim_opt.ir import edit, order, shapes, text
-from onnxslim_opt.passes.fold import Fold
+from onnxslim_opt.passes.fold import Fold, candidates, endless
 from onnxslim_opt.passes.fold.partial import Follower
 from onnxslim_opt.passes.simplify import Simplify
 
@@ -36,6 +36,77 @@ def test_a_failing_node_is_skipped_with_its_reason_and_the_others_fold():
     result = _fold(model)
     assert [n.op for n in model.nodes()] == ["Mul", "Reshape"]
     assert any("could not be computed" in s.reason for s in result.skipped)
+
+
+COUNT = "r = Add(s, one)\n d = Less(r, seven)"
+LOOPS = {  # limit of the loop, condition before it, body, and why it stays ("": it folds)
+    "for ever": ("", "yes", "r = Add(s, one)\n d = Or(c, yes)", "more trips than are tried"),
+    "no condition": ("", "", "r = Add(s, one)\n d = Identity(c)", "more trips than are tried"),
+    "too long": ("long", "yes", "r = Add(s, one)\n d = Or(c, yes)", "more trips than are tried"),
+    "long": ("short", "yes", "r = Add(s, one)\n d = Or(c, yes)", ""),
+    "until": ("", "yes", COUNT, ""),
+    "until, of a computed limit": ("twice", "yes", COUNT, ""),
+    "not at all": ("", "no", COUNT, ""),
+    "inside, for ever": (
+        "seven",
+        "yes",
+        """d = Identity(c)
+          r = Loop(, yes, s) <body = inner (int64 j, bool e, int64 v) => (bool f, int64 u) {
+            u = Add(v, one)
+            f = Or(e, yes) }>""",
+        "a loop inside it may take more than",
+    ),
+    "inside, a few": (
+        "short",
+        "yes",
+        """d = Less(s, seven)
+          r = Loop(one, , s) <body = inner (int64 j, bool e, int64 v) => (bool f, int64 u) {
+            u = Add(v, one)
+            f = Identity(e) }>""",
+        "",
+    ),
+}
+
+
+@pytest.mark.parametrize(("limit", "before", "body", "stays"), LOOPS.values(), ids=LOOPS)
+def test_a_loop_of_constants_folds_only_where_it_ends(limit, before, body, stays):
+    source = f"""
+        g (float[2] x, bool b) => (float[2] y)
+        <int64 one = {{1}}, int64 seven = {{7}}, int64 short = {{5000}}, int64 long = {{20000}}, bool yes = {{1}}> {{
+          y = If(b) <then_branch = t () => (float[2] p) {{
+            twice = Add(long, long)
+            no = Not(yes)
+            w, all = Loop({limit}, {before}, one)
+              <body = trip (int64 i, bool c, int64 s) => (bool d, int64 r, int64 k) {{
+              {body}
+              k = Mul(i, seven) }}>
+            last = ReduceSum(all)
+            both = Add(w, last)
+            z = Cast <to = 1> (both)
+            p = Add(x, z)
+          }}, else_branch = e () => (float[2] q) {{ q = Neg(x) }}>
+        }}"""
+    model = casefiles.parse(source, "17")
+    sessions = [suite.session(ir.to_bytes(model))]
+    result = _fold(model)
+    left = {n.name for n in model.nodes() if n.op == "Loop" and n.inputs[2].name == "one"}
+    reasons = [s.reason for s in result.skipped if s.node in left]
+    assert len(left) == len(reasons) == bool(stays) and all(stays in reason for reason in reasons)
+    sessions.append(suite.session(ir.to_bytes(model)))
+    for taken in (False,) if stays else (False, True):
+        feeds = {"x": np.ones(2, np.float32), "b": np.array(taken)}
+        one, two = (s.run(None, feeds)[0] for s in sessions)
+        np.testing.assert_array_equal(two, one)
+
+
+def test_a_loop_that_puts_much_together_is_tried_for_fewer_trips():
+    model = text.parse("""
+        g (float[2] x) => (float[n] y) <float[1000] big = {0.0}, int64 one = {1}> {
+          last, y = Loop(, , one) <body = b (int64 i, bool c, int64 s) => (bool d, int64 r, float[1000,1000] k) {
+            d = Identity(c)
+            r = Identity(s)
+            k = Expand(big, s) }> }""")
+    assert endless.allowed(model.graph.nodes[0], candidates.size_of) == (1 << 30) // 4_000_000
 
 
 def test_growth_is_bounded_in_total_and_said():

@@ -84,6 +84,21 @@ def test_shares_hold_for_the_groups_they_name(criterion: str) -> None:
     assert result.changed and widths["conv_a"] == 6 and widths["conv_c"] == 12 and widths["conv_b"] < 12
 
 
+@pytest.mark.parametrize("amount", [{"ratio": 0.1}, {"macs": 0.05}, {"params": 0.05}])
+@pytest.mark.parametrize(("round_to", "left"), [(1, (3, 6)), (4, (4, 8))])
+def test_shares_hold_beyond_the_amount(amount: dict[str, float], round_to: int, left: tuple[int, int]) -> None:
+    """Two groups that lose more than the whole model is to lose; rounding thins no group below what was asked."""
+    model = chain(weights(12, 3, 3, 3))
+    wanted = Prune(**amount, shares=("conv_a$=0.75", "conv_b=0.5"), criterion="l1", round_to=round_to)
+    ctx = context(model)
+    plan, widths = wanted.plan(model, ctx), []
+    for strength in (0.3, 0.7, 1.0):
+        small = model.copy()
+        wanted.apply(small, plan, strength, ctx)
+        widths.append(tuple(n.inputs[1].shape[0] for n in small.graph.nodes if n.op == "Conv")[:3])
+    assert widths[-1] == (*left, 12) and widths == sorted(widths, reverse=True)
+
+
 @pytest.mark.parametrize("shares", [("conv=2",), ("conv",), ("(=0.5",), ("=0.5",)])
 def test_bad_shares_are_refused(shares: tuple[str, ...]) -> None:
     with pytest.raises(OptionError, match="REGEX=SHARE"):

@@ -13,11 +13,13 @@ from onnx import helper
 from onnxslim_opt.ir.errors import OptionError
 from onnxslim_opt.model_zoo import tasks
 from onnxslim_opt.passes.base import Context
+from onnxslim_opt.passes.optimize import optimize
 from onnxslim_opt.passes.prune import Prune, groups, synthetic
 from onnxslim_opt.passes.simplify import Simplify
 from onnxslim_opt.passes.target import Target
 from onnxslim_opt.runtime import feeds
 from onnxslim_opt.runtime.session import Session
+from prune_nets import Net
 from prune_twin import build, distance, run
 
 from onnxslim_opt import ir
@@ -91,6 +93,54 @@ def test_strength_takes_more_and_more_of_one_plan() -> None:
         costs.append(ir.cost.of(finish(small)).macs)
     assert ir.to_bytes(model) == before, "planning and applying to copies edits the model"
     assert costs == sorted(costs, reverse=True) and costs[-1] <= 0.6 * ir.cost.of(model).macs
+
+
+@pytest.mark.parametrize("counts", ["macs", "params"])
+def test_an_amount_counts_what_is_pinned_and_is_told_where_it_cannot_be_met(counts: str) -> None:
+    """Half of the model is excluded: the other half has to make up for it, as far as it can."""
+    n = Net(x=[1, 8, 6, 6])
+    x = n.op("Relu", n.conv(n.op("Relu", n.conv("x", 8, 16)), 16, 8))
+    model = n.head(n.op("Relu", n.conv(n.op("Relu", n.conv(x, 8, 16)), 16, 8)), 8)
+    before = getattr(ir.cost.of(model), counts)
+    for wanted, met in ((0.25, True), (0.9, False)):
+        ctx, small, said = context(model, exclude=re.compile("Conv_[02]$")), model.copy(), []
+        ctx.on_note = said.append
+        Prune(**{counts: wanted}, criterion="l1", round_to=1).run(small, ctx)
+        gone = 1 - getattr(ir.cost.of(finish(small)), counts) / before
+        told = [s for s in said if "all that may go" in s]
+        assert (gone >= wanted) == met and len(told) == (not met)
+        assert all(f"only {gone:.1%} of the" in s and "(asked for 90.0%)" in s for s in told)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"ratio": 0.9, "min_channels": 6}, "only 50.0% of the channels (asked for 90.0%): every layer keeps a few"),
+        ({"ratio": 0.7, "round_to": 6}, "only 50.0% of the channels (asked for 70.0%): channel counts are kept round"),
+        (
+            {"ratio": 0.1, "shares": ("conv_a=0.9",), "min_channels": 6},
+            "of the 12 channels that conv_a makes only 6 may go (asked for 11)",
+        ),
+        ({"ratio": 0.5}, ""),
+        ({"ratio": 0.1, "shares": ("conv_a=0.5",)}, ""),
+    ],
+)
+def test_what_cannot_be_had_is_told_with_the_reason(options: dict[str, Any], says: str) -> None:
+    n = Net(x=[1, 3, 6, 6])
+    model = n.head(n.op("Relu", n.conv("x", 3, 12)), 12)
+    next(x for x in model.graph.nodes if x.op == "Conv").name = "conv_a"
+    ctx, said = context(model), []
+    ctx.on_note = said.append
+    Prune(**{"round_to": 1, "criterion": "l1", "scope": "local", **options}).run(model.copy(), ctx)
+    told = [s for s in said if "asked for" in s]
+    assert [says in s for s in told] == [True] * bool(says)
+
+
+def test_an_amount_that_ruins_the_model_and_is_not_met_is_not_called_as_asked() -> None:
+    done = optimize(load("digits_resnet"), "prune:ratio=0.95:min_channels=4:refit=false", data=digits()[:8])
+    notes = done.report.notes
+    assert any("asked for 95.0%" in s for s in notes) and any("far from the original" in s for s in notes)
+    assert not any("as asked" in s for s in notes)
 
 
 def test_the_refit_leaves_excluded_layers_and_biases_alone() -> None:

@@ -100,6 +100,17 @@ def test_only_whole_steps_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all((b - a) % 4 == 0 for a, b in pairwise(at))  # a few channels more would have saved nothing
 
 
+def test_shares_are_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    n = Net(x=[1, 3, 6, 6])
+    model = n.head(n.op("Relu", n.conv(n.op("Relu", n.conv("x", 3, 8)), 8, 8)), 8)
+    monkeypatch.setattr(latency, "compare", lambda *_, **__: latency.Latency(1, 1, 2.0, 1, 1))
+    ctx = context(model, [image(1, 3, 6, 6)] * 4)
+    ctx.timings = Timings()
+    plan = Prune(speedup=1.01, shares=("Conv_0=0.5",), criterion="l1", round_to=1).plan(model, ctx)
+    assert plan.pace is not None and plan.pace.count == 1 and len(plan.pace.units(1.0)) == 4
+    assert plan.pace.units(0.2) == plan.pace.units(1.0)
+
+
 def test_the_fewest_steps_that_measure_as_fast() -> None:
     predicted = [1 + k / 20 for k in range(1, 41)]
     for bias in (0.6, 1.0, 1.3):

@@ -163,11 +163,80 @@ def test_terms_that_cancel_round(first, second, count):
     assert _left(source, {"x": np.array([0.3, 1.7, 2.2, -0.6], np.float32)}) == ["Add"] * count
 
 
+SHIFTS = {  # what stands before a product, how large its shift is, the type, and what is left
+    "small": ("Sub(x, t)", 100.0, "float", ["Gemm"]),
+    "large": ("Sub(x, t)", 1e6, "float", ["Sub", "MatMul"]),
+    "large, and negative": ("Sub(t, x)", 1e6, "float", ["Sub", "MatMul"]),
+    "large, of few bits": ("Add(x, t)", -100.0, "float16", ["Add", "MatMul"]),
+    "small, of few bits": ("Add(x, t)", -2.0, "float16", ["Gemm"]),
+    "large, of many bits": ("Sub(x, t)", 1e6, "double", ["Gemm"]),
+    "a norm of a small mean": ("BatchNormalization(x, g, b, t, v)", 20.0, "float", ["Conv"]),
+    "a norm of a large mean": ("BatchNormalization(x, g, b, t, v)", 1e4, "float", ["BatchNormalization", "Conv"]),
+}
+
+
+@pytest.mark.parametrize(("before", "shift", "kind", "ops"), SHIFTS.values(), ids=SHIFTS)
+def test_a_shift_that_dwarfs_what_it_leaves_stays_before_the_product(before, shift, kind, ops):
+    norm = before.startswith("Batch")
+    shape, result, weight, product = (
+        ("1,4,3,3", "1,5,3,3", "5,4,1,1", "Conv") if norm else ("6,4", "6,5", "4,5", "MatMul")
+    )
+    dtype, number = {"float": (np.float32, 1), "float16": (np.float16, 10), "double": (np.float64, 11)}[kind]
+    rng = np.random.default_rng(0)
+    values = {"w": [round(float(v), 4) for v in rng.normal(size=20)], "t": [shift] * 4}
+    values |= {"g": [0.5] * 4, "b": [0.1] * 4, "v": [2.0] * 4} if norm else {}
+    given, casts = [], []
+    for name, numbers in values.items():  # the text knows no numbers of float16
+        given.append(f"float[{weight if name == 'w' else 4}] {name}_ = {{{', '.join(map(str, numbers))}}}")
+        casts.append(f"{name} = Cast<to = {number}>({name}_)")
+    source = f"""
+        g ({kind}[{shape}] x) => ({kind}[{result}] y) <{", ".join(given)}> {{
+          {" ".join(casts)}
+          a = {before}
+          y = {product}(a, w) }}"""
+    model = casefiles.parse(source, "17")
+    data = ir.to_bytes(model)
+    Simplify().run(model)
+    assert [n.op for n in model.nodes()] == ops
+    x = (abs(shift) + rng.normal(size=[int(d) for d in shape.split(",")])).astype(dtype)
+    one, two = (suite.session(d).run(None, {"x": x})[0] for d in (data, ir.to_bytes(model)))
+    assert np.abs(one - two).max() <= (5e-3 if kind == "float16" else 1e-5) * np.abs(one).max()
+
+
 def test_maxima_that_are_not_finite_stay():
     x = np.ones((1, 2, 2, 2), np.float32)
     x[0, 0], x[0, 1, 1, 1] = -np.inf, np.nan
     source = "g (float[1,2,2,2] x) => (float[1,2,1,1] y) { y = ReduceMax<axes = [2, 3]>(x) }"
     assert _left(source, {"x": x}) == ["ReduceMax"]
+
+
+@pytest.mark.parametrize("opset", [6, 11, 17])
+@pytest.mark.parametrize(
+    ("body", "ops"),
+    [
+        ("y = Clip(x)", ["Clip"]),
+        ("a = Relu(x)\n y = Clip(a)", ["Clip"]),
+        ("a = Clip(x)\n y = Relu(a)", ["Clip"]),
+        ("a = Clip(x)\n y = Clip(a)", ["Clip"]),
+        ("a = {above}\n y = Relu(a)", ["Clip"]),
+        ("a = {above}\n y = Clip(a)", ["Clip"]),
+        ("a = {open}\n y = Relu(a)", ["Relu"]),
+        ("a = Sigmoid(x)\n y = Clip(a)", ["Sigmoid"]),
+    ],
+)
+def test_a_clip_without_bounds_stops_what_is_infinite(opset, body, ops):
+    above, wide = ("Clip<min = -2.0>(x)", "Clip<min = 0.0, max = inf>(x)") if opset < 11 else ("Clip(x, low)", "")
+    wide = wide or "Clip(x, zero, far)"
+    source = f"""
+        g (float[6] x) => (float[6] y) <float low = {{-2.0}}, float zero = {{0.0}}, float far = {{inf}}> {{
+          {body.format(above=above, open=wide)} }}"""
+    x = np.array([np.inf, -np.inf, np.nan, 3e38, -3e38, 1], np.float32)
+    assert _left(source, {"x": x}, opset) == ops
+
+
+def test_a_clip_of_integers_without_bounds_does_nothing():
+    source = "g (int32[2] x) => (int32[2] y) { a = Clip(x)\n y = Add(a, x) }"
+    assert _left(source, {"x": np.array([2**31 - 1, -(2**31)], np.int32)}) == ["Add"]
 
 
 def test_raising_the_opset_keeps_the_declared_outputs():

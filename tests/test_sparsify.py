@@ -48,11 +48,13 @@ def images() -> list[dict[str, np.ndarray]]:
     return [{"x": np.einsum("ij,njhw->nihw", MIX, weights(1, 8, 6, 6))} for _ in range(40)]
 
 
-def run(model: ir.Model, data: Any, said: list[str] | None = None, **options: Any) -> tuple[ir.Model, Any]:
+def run(
+    model: ir.Model, data: Any, said: list[str] | None = None, exclude: str = "head", **options: Any
+) -> tuple[ir.Model, Any]:
     found = feeds.resolve(data, model)
     fit, check = found.split()
-    exclude = re.compile("head")
-    ctx = Context(Target(), fit, check, found.source, model, None, exclude=exclude)  # type: ignore[arg-type]
+    pattern = re.compile(exclude)
+    ctx = Context(Target(), fit, check, found.source, model, None, exclude=pattern)  # type: ignore[arg-type]
     ctx.on_note = (said if said is not None else []).append
     small = model.copy()
     return small, Sparsify(**options).run(small, ctx)
@@ -119,6 +121,94 @@ def test_layers_that_do_not_fit_the_pattern_are_named() -> None:
     _, result = run(network(), images(), nm="3:5")
     assert {s.node: s.reason for s in result.skipped}["first"] == "8 input channels are no multiple of 5"
     assert not result.changed
+
+
+def odd_layers() -> ir.Model:
+    """Layers one after another, most of them of a form that cannot be fitted."""
+    w = {n: weights(16, 16) for n in ("plain", "scaled", "front", "head", "biased")}
+    w |= {"stack": weights(1, 16, 16), "double": weights(16, 16).astype(np.float64), "vector": weights(16)}
+    w |= {"lstm": weights(1, 64, 16), "again": weights(1, 64, 16), "thin": weights(1, 1, 1, 1)}
+    w |= {"small": RNG.integers(-9, 9, (16, 16)).astype(np.int8), "scale": np.array(0.1, np.float32)}
+    w["flat"], w["back"] = np.array([1, 1, 16, 16]), np.array([16, 16])
+    then = helper.make_graph(
+        [helper.make_node("MatMul", ["a", "plain"], ["t"], name="inside")],
+        "then",
+        [],
+        [helper.make_tensor_value_info("t", 1, None)],
+    )
+    other = helper.make_graph(
+        [helper.make_node("Identity", ["a"], ["e"])], "else", [], [helper.make_tensor_value_info("e", 1, None)]
+    )
+    w["axis"], w["yes"] = np.array([0]), np.array(True)
+    nodes = [
+        helper.make_node("Gemm", ["x", "scaled"], ["a"], name="scaled", alpha=0.5),
+        helper.make_node("If", ["yes"], ["b"], then_branch=then, else_branch=other),
+        helper.make_node("MatMul", ["front", "b"], ["c"], name="front"),
+        helper.make_node("MatMul", ["c", "stack"], ["d3"], name="stack"),
+        helper.make_node("LSTM", ["d3", "lstm", "again"], ["", "h"], name="recurrent", hidden_size=16),
+        helper.make_node("Squeeze", ["h", "axis"], ["d"]),
+        helper.make_node("Cast", ["c"], ["c64"], to=11),
+        helper.make_node("MatMul", ["c64", "double"], ["f64"], name="double"),
+        helper.make_node("Cast", ["f64"], ["f"], to=1),
+        helper.make_node("DequantizeLinear", ["small", "scale"], ["w8"], name="weight"),
+        helper.make_node("MatMul", ["f", "w8"], ["g"], name="stored"),
+        helper.make_node("MatMul", ["g", "biased"], ["i"], name="biased"),
+        helper.make_node("Add", ["i", "vector"], ["j"], name="bias_to_keep"),
+        helper.make_node("Reshape", ["j", "flat"], ["k"]),
+        helper.make_node("Conv", ["k", "thin"], ["l"], name="thin"),
+        helper.make_node("Reshape", ["l", "back"], ["m"]),
+        helper.make_node("MatMul", ["m", "m"], ["square"], name="no_weights"),
+        helper.make_node("MatMul", ["square", "head"], ["n"], name="head"),
+        helper.make_node("Add", ["n", "d"], ["out"]),
+    ]
+    return build(nodes, {"x": [16, 16]}, w)
+
+
+@pytest.mark.parametrize("source", ["data", "random"])
+def test_every_layer_that_is_left_out_has_a_reason(source: str) -> None:
+    model = odd_layers()
+    data = [{"x": weights(16, 16)} for _ in range(20)] if source == "data" else "random"
+    small, result = run(model, data, exclude="head|to_keep", ratio=0.5)
+    want = {
+        "scaled": "Gemm with alpha, beta or transA",
+        "inside": "it stands in a branch or the body of a loop",
+        "front": "its second input is no constant weight",
+        "stack": "the weight is no matrix",
+        "recurrent": "op LSTM is none whose weights are fitted",
+        "double": "the weight is float64, not float32",
+        "stored": "its second input is no constant weight",
+        "biased": "its bias is excluded",
+        "thin": "fewer than 8 weights an output",
+        "head": "excluded",
+    }
+    assert {s.node: s.reason for s in result.skipped} == want and not result.changed
+    old, new = ({n: t.values for n, t in m.constants().items()} for m in (model, small))
+    assert old.keys() == new.keys() and all(np.array_equal(old[n], new[n]) for n in old)
+
+
+def test_layers_beyond_the_strength_of_a_pattern_are_named() -> None:
+    model = network()
+    found = feeds.resolve("random", model)
+    ctx = Context(Target(), found, found, found.source, model, None)  # type: ignore[arg-type]
+    wanted = Sparsify(nm="2:4")
+    result = wanted.apply(model.copy(), wanted.plan(model, ctx), 0.5, ctx)
+    assert result.did["layers"] == 2
+    assert {s.node: s.reason for s in result.skipped} == {
+        "first": "the pattern at strength 0.5 is for smaller layers only"
+    }
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_a_layer_that_cannot_be_fitted_is_named_and_not_counted() -> None:
+    model = network()
+    node = next(n for n in model.graph.nodes if n.name == "second")
+    bad = node.inputs[1].values.copy()
+    bad[0, 0] = np.inf
+    ir.edit.set_input(node, 1, ir.edit.constant(model, "bad", bad))
+    _, result = run(model, images(), ratio=0.5)
+    assert {s.node for s in result.skipped} == {"head", "second"} and result.did["layers"] == 1
+    assert "finite" in next(s.reason for s in result.skipped if s.node == "second")
+    assert result.did["of"] == 16 * 8 * 9
 
 
 @pytest.mark.parametrize("options", [{"nm": "4:2"}, {"nm": "half"}, {"nm": "0:4"}, {"ratio": 0.5, "nm": "2:4"}])

@@ -117,11 +117,17 @@ def relu(rw: Rewriter, node: gs.Node) -> Any:
     return node.inputs[0] if rw.maker(node.inputs[0], *NOT_NEGATIVE) is not None else None
 
 
+BOUNDED = ("Sigmoid", "Tanh", "Softmax", "HardSigmoid", "Erf")
+
+
 def clip(rw: Rewriter, node: gs.Node) -> Any:
-    if rw.opset < 11:
-        low, high = node.attrs.get("min"), node.attrs.get("max")
-        return node.inputs[0] if low is None and high is None and rw.opset >= 6 else None
-    return node.inputs[0] if edit.get(node, 1) is None and edit.get(node, 2) is None else None
+    """Without bounds, of what is never infinite: the bounds are the lowest and the highest number then."""
+    given = [edit.get(node, 1), edit.get(node, 2), node.attrs.get("min"), node.attrs.get("max")]
+    if rw.opset < 6 or any(end is not None for end in given):
+        return None
+    x = node.inputs[0]
+    whole = x.dtype is not None and np.dtype(x.dtype).kind in "iu"
+    return x if whole or rw.maker(x, *BOUNDED) is not None else None
 
 
 def where(rw: Rewriter, node: gs.Node) -> Any:

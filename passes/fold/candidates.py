@@ -12,6 +12,7 @@ from ...ir import Model, edit
 from ...ir.model import nbytes, subgraphs
 from ...ir.order import reads
 from ..rewrite import within
+from . import endless
 from .fills import CEILING, is_fill, stored
 
 RANDOM = frozenset(
@@ -82,9 +83,9 @@ def find(model: Model, barred: dict[str, str]) -> list[gs.Node]:
         for node in graph.nodes:
             if node.name in barred or not _fed_by_constants(node, constant):
                 continue
-            if not deterministic(node):
+            if not deterministic(node) or endless.waits(node):
                 continue
-            reason = refusal(node, node.inputs[0] if node.inputs else None)
+            reason = refusal(node, node.inputs[0] if node.inputs else None) or endless.refusal(node)
             if reason is not None:
                 barred[node.name] = reason
                 continue

@@ -4,6 +4,9 @@ A linear operator's output y = W·x + b followed by s·y + t is (s·W)·x + (s·
 (W·s)·x + (W·t + b), the latter only where no padding puts zeros beside the shifted x. Products are formed in the
 weight's own precision (at least float32), as ONNX Runtime does when it fuses at load, so what it would have run is
 what it runs; against the spelled-out form the result differs by the rounding of one multiplication and addition.
+
+A shift that stands before is taken in only where it is not much larger than what it leaves: x − 10⁶ is exact for x near
+10⁶, while W·x and W·10⁶ are each rounded before they cancel.
 """
 
 from __future__ import annotations
@@ -22,6 +25,9 @@ from . import gelu
 FLOATS = ("float16", "float32", "float64")
 # A weight that others read too is copied only below this size (bytes): files must not grow.
 COPY_LIMIT = 1024
+# How many times larger than what it leaves a shift before a product may be: 128 times cost 7 of float32's 24 bits, and
+# leave 1e-5; the means of images (0 to 255) are within it. Of float16's 11 bits it may cost 2.
+MOST_SHIFT = {"float16": 2.0**2, "float32": 2.0**7, "float64": 2.0**32}
 LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
@@ -32,10 +38,14 @@ def work(dtype: Any) -> Any:
 
 @dataclass(frozen=True)
 class Affine:
-    """s·y + t per channel: arrays of length C, or of length 1 for all channels."""
+    """s·y + t per channel: arrays of length C, or of length 1 for all channels.
+
+    spread: how large the results are taken to be, where nothing but the constants is known.
+    """
 
     scale: np.ndarray
     shift: np.ndarray
+    spread: float = 1.0
 
 
 def channel_vector(rw: Rewriter, tensor: Any, rank: int, axis: int, count: int) -> np.ndarray | None:
@@ -62,7 +72,8 @@ def batch_norm(rw: Rewriter, node: gs.Node, count: int) -> Affine | None:
     gamma, beta, mean, var = (v.astype(work(v.dtype)) for v in found if v is not None)
     with np.errstate(all="ignore"):
         scale = gamma / np.sqrt(var + var.dtype.type(node.attrs.get("epsilon", 1e-5)))
-        return Affine(scale, beta - mean * scale)
+        spread = float(np.max(np.abs(gamma) + np.abs(beta), initial=0.0))
+        return Affine(scale, beta - mean * scale, spread)
 
 
 def arithmetic(rw: Rewriter, node: gs.Node, x: Any, rank: int, axis: int, count: int) -> Affine | None:
@@ -295,6 +306,8 @@ def _absorb_before(rw: Rewriter, node: gs.Node, inner: gs.Node, x: Any, lin: Lin
         return "the convolution pads, and a shift before it does not reach the padding"
     if shifts and (rw.opset < 7 or (node.op == "MatMul" and lin.rank != 2)):
         return None
+    if float(np.max(np.abs(affine.shift), initial=0.0)) > MOST_SHIFT[lin.weight.dtype.name] * affine.spread:
+        return "the shift before it is so large that its product would be rounded more than what is left of it"
     if not writable(rw, node):
         return "the weight is shared"
     weight = scaled_in(lin, affine.scale)

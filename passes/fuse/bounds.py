@@ -33,40 +33,44 @@ def _clips(rw: Rewriter, node: gs.Node) -> Outcome:
     if inner is None or not rw.together(node, inner) or (node.op == inner.op == "Relu"):
         return None
     x, dtype = inner.inputs[0], node.inputs[0].dtype
-    first, second = bounds(rw, inner), bounds(rw, node)
-    if first is None or second is None or dtype is None or np.dtype(dtype).name not in ("float32", "float64"):
+    if dtype is None or np.dtype(dtype).name not in ("float32", "float64"):
         return None
-    low, high = _meet(first, second)
-    if low is not None and high is not None and low > high:
+    first, second = _both(rw, inner, dtype), _both(rw, node, dtype)
+    if first is None or second is None:
         return None
-    if low == 0 and high is None:
+    low, high = (min(max(v, second[0]), second[1]) for v in first)
+    if not low <= high:
+        return None
+    if (low, high) == (0, np.inf):
         return rw.become(node, "Relu", [x])
     return _write_clip(rw, node, x, low, high, np.dtype(dtype))
 
 
-def _meet(first: Any, second: Any) -> tuple[Any, Any]:
-    """Bounds of second(first(x)): each bound of the first, clamped by the second."""
-    low, high = (None if v is None else float(v) for v in second)
-
-    def clamp(v: Any) -> Any:
-        v = v if low is None else max(float(v), low)
-        return v if high is None else min(float(v), high)
-
-    a, b = first
-    return (low if a is None else clamp(a)), (high if b is None else clamp(b))
+def _both(rw: Rewriter, node: gs.Node, dtype: Any) -> tuple[float, float] | None:
+    """Both bounds of a Clip or Relu. One that a Clip lacks is the last number: an infinity does not pass it."""
+    found = bounds(rw, node)
+    if found is None:
+        return None
+    lowest, highest = (0.0, np.inf) if node.op == "Relu" else _ends(dtype)
+    return lowest if found[0] is None else float(found[0]), highest if found[1] is None else float(found[1])
 
 
-def _write_clip(rw: Rewriter, node: gs.Node, x: Any, low: Any, high: Any, dtype: np.dtype) -> Outcome:
+def _ends(dtype: Any) -> tuple[float, float]:
+    """The lowest and the highest number of a type."""
+    return float(np.finfo(dtype).min), float(np.finfo(dtype).max)
+
+
+def _write_clip(rw: Rewriter, node: gs.Node, x: Any, low: float, high: float, dtype: np.dtype) -> Outcome:
     if dtype == np.float64 and rw.opset < 12:
         return None  # ONNX Runtime clips no doubles there
+    if rw.opset < 6:
+        return None
+    given = {name: v for name, v, last in zip(("min", "max"), (low, high), _ends(dtype)) if v != last}
     if rw.opset < 11:
-        if rw.opset < 6:
-            return None
-        attrs = {k: float(v) for k, v in (("min", low), ("max", high)) if v is not None}
-        return rw.become(node, "Clip", [x], attrs)
+        return rw.become(node, "Clip", [x], given)
     ends = [
-        None if v is None else rw.constant(f"{node.name}_{name}", np.array(v, dtype))
-        for name, v in (("min", low), ("max", high))
+        rw.constant(f"{node.name}_{name}", np.array(given[name], dtype)) if name in given else None
+        for name in ("min", "max")
     ]
     return rw.become(node, "Clip", [x, *ends])
 

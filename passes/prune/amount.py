@@ -1,13 +1,15 @@
 """How much goes: from a ratio, or targets in MACs or parameters, and a strength, to the units that are removed.
 
 Channel counts are rounded by giving units back, the costliest first, so that no family is thinned below what was asked;
-the prefix of the order then grows until the amount is met all the same. Steps that the amount does without come back.
+the prefix of the order then grows until the amount is met all the same, and with it what the user wants of single
+groups. Steps that the amount does without come back.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +23,8 @@ STEPS = ((64, 1), (32, 2), (0, 4))  # families of at least so many channels are 
 
 @dataclass(frozen=True)
 class Amount:
-    """What strength 1 removes: a share of the units, of the MACs, or of the parameters (the first that is given)."""
+    """What strength 1 removes: a share of the MACs or parameters of the model, or of the units that may go (the first
+    that is given)."""
 
     ratio: float | None
     macs: float | None = None
@@ -36,6 +39,32 @@ class Amount:
         if self.params is not None:
             return order.params[at - 1] >= strength * self.params
         return at >= round(strength * (self.ratio or 0.0) * total)
+
+    def met(self, groups: Groups, units: Sequence[int], strength: float) -> bool:
+        """Whether these units are enough at this strength."""
+        if self.macs is None and self.params is None:
+            return len(units) >= round(strength * (self.ratio or 0.0) * len(groups.units))
+        return self.share(groups, units) >= strength * self.wanted
+
+    @property
+    def wanted(self) -> float:
+        """The share that is to go, of what the amount counts."""
+        return next((x for x in (self.macs, self.params, self.ratio) if x is not None), 0.0)
+
+    @property
+    def counts(self) -> str:
+        """What the amount counts, in words."""
+        return "MACs" if self.macs is not None else "parameters" if self.params is not None else "channels"
+
+    def share(self, groups: Groups, units: Sequence[int]) -> float:
+        """The share that goes with these units, of what the amount counts."""
+        if self.macs is None and self.params is None:
+            return len(units) / max(len(groups.units), 1)
+        groups.ledger.reset()
+        for unit in units:
+            groups.ledger.remove(unit)
+        params, macs = groups.ledger.gone_shares()
+        return macs if self.macs is not None else params
 
 
 def step_of(size: int, span: int, multiple: int, fixed: bool) -> int:
@@ -53,20 +82,47 @@ def step_of(size: int, span: int, multiple: int, fixed: bool) -> int:
 
 def chosen(groups: Groups, order: Order, amount: Amount, strength: float, multiple: int, fixed: bool) -> np.ndarray:
     """Units to remove at a strength, rounded."""
-    total = len(groups.units)
+    due = _due(groups, order, strength, multiple, fixed)
+
+    def enough(units: list[int]) -> bool:
+        found = by_family(groups, units) if due else {}
+        return all(found.get(k, 0) >= n for k, n in due.items()) and amount.met(groups, units, strength)
+
     low, high = 0, len(order)
     while low < high:  # the smallest prefix that is enough after rounding: what rounding leaves grows with the prefix
         middle = (low + high) // 2
-        if _enough(groups, order, amount, strength, rounded(groups, order.units[:middle], multiple, fixed), total):
+        if enough(rounded(groups, order.units[:middle], multiple, fixed)):
             high = middle
         else:
             low = middle + 1
     units = rounded(groups, order.units[:low], multiple, fixed)
     if multiple > 1:
-        units = _spared(
-            groups, units, multiple, fixed, lambda less: _enough(groups, order, amount, strength, less, total)
-        )
+        units = _spared(groups, units, multiple, fixed, enough)
     return np.array(units, np.int64)
+
+
+def _due(groups: Groups, order: Order, strength: float, multiple: int, fixed: bool) -> dict[int, int]:
+    """How many units a family whose share the user set loses at a strength, whatever the amount."""
+    settled = order.units[: order.settled]
+    counts = by_family(groups, settled)
+    left = {k: round(strength * n) for k, n in counts.items()}
+    first = []
+    for unit, k in zip(settled, _families_of(groups, settled)):
+        if left[k]:
+            left[k] -= 1
+            first.append(unit)
+    return by_family(groups, rounded(groups, first, multiple, fixed))
+
+
+def _families_of(groups: Groups, units: Sequence[int]) -> list[int]:
+    """The family that each unit belongs to."""
+    family = {int(u): k for k, f in enumerate(groups.families) for u in f.units}
+    return [family[u] for u in units]
+
+
+def by_family(groups: Groups, units: Sequence[int]) -> dict[int, int]:
+    """How many of these units each family has, by its place in `groups.families`."""
+    return Counter(_families_of(groups, units))
 
 
 def _spared(
@@ -90,18 +146,6 @@ def _steps(groups: Groups, multiple: int, fixed: bool) -> list[int]:
     """What the count of each family is a multiple of."""
     spans = (groups.ledger.span(int(f.units[0])) for f in groups.families)
     return [step_of(len(f.units), span, multiple, fixed) for f, span in zip(groups.families, spans)]
-
-
-def _enough(groups: Groups, order: Order, amount: Amount, strength: float, units: list[int], total: int) -> bool:
-    if amount.macs is None and amount.params is None:
-        return len(units) >= round(strength * (amount.ratio or 0.0) * total)
-    ledger = groups.ledger
-    ledger.reset()
-    full = [ledger.amount(t) for t in (ledger.macs, ledger.params)]
-    for unit in units:
-        ledger.remove(unit)
-    gone = [1 - ledger.amount(t) / max(f, 1.0) for t, f in zip((ledger.macs, ledger.params), full)]
-    return gone[0] >= strength * amount.macs if amount.macs is not None else gone[1] >= strength * (amount.params or 0)
 
 
 def rounded(groups: Groups, units: list[int], multiple: int, fixed: bool) -> list[int]:

@@ -70,8 +70,9 @@ def paced(
         work.settle(family, share)
     sizes = [(len(f.units), groups.ledger.span(int(f.units[0]))) for f in groups.families]
     ladders = [ladder(n, step_of(n, span, *rounding), COUNTS) for n, span in sizes]
-    result = Paced(work.order, [], [], table.total)
     now = table.now()
+    first = [len(work.order)] if len(work.order) else []  # what the user wants of single families is the first step
+    result = Paced(work.order, first, [now] * len(first), table.total)
     while work.alive and not enough(now):
         chosen = _cheapest(work, table, ladders)
         if not chosen:

@@ -77,7 +77,8 @@ def order(model: Model, groups: Groups) -> tuple[Order, dict[str, Fold]]:
         if keeper != unit and groups.ledger.remove(unit):
             gone.append(unit)
             _join(folds, places[unit], places[keeper])
-    return Order(gone, *([0.0] * len(gone) for _ in range(3))), folds
+    none = [0.0] * len(gone)
+    return Order(gone, none, none, none), folds
 
 
 def _take_values(folds: dict[str, Fold], places: Sequence[tuple[_Reader, int]]) -> None:

@@ -92,7 +92,8 @@ def find(
     known, again = probed(model, feed)
     flow = Flow(model, known, keep, norms, again)
     free = _free_units(flow)
-    ledger = Ledger(flow, free, _weights(model, flow), _macs(model, flow, known), min_channels)
+    whole = float(cost.parameters(model)), float(sum(n.macs for n in cost.by_node(model, known)))
+    ledger = Ledger(flow, free, _weights(model, flow), _macs(model, flow, known), min_channels, whole)
     return Groups(flow, ledger, _families(flow, ledger), samples(model, known))
 
 

@@ -80,33 +80,50 @@ def _settled(layer: Layer, level: dict[str, int], maker: dict[str, str]) -> Laye
 
 
 def _layer(node: gs.Node, outputs: set[int], gates: bool) -> Layer | None:
-    if node.domain not in (None, "", "ai.onnx"):
+    if unfit(node, gates):
         return None
-    if gates and node.op in recurrent.GATES and recurrent.fitting(node):
+    if node.op in recurrent.GATES:
         x, y = node.inputs[0].name, next(t.name for t in node.outputs if t.name)
         both = recurrent.states(node) if recurrent.joint(node) else ()
         return Layer(node.name, node.op, x, y, (node.name, 3), x, None, (-1,), recurrent.repeats(node), both)
-    if node.op not in SERVED:
-        return None
+    return _described(node, outputs)
+
+
+def unfit(node: gs.Node, gates: bool = False) -> str:
+    """Why a node is no layer that can be fitted; "" where it is one. gates: recurrent layers are, too."""
+    served = (*SERVED, *recurrent.GATES) if gates else SERVED
+    if node.domain not in (None, "", "ai.onnx") or node.op not in served:
+        return f"op {node.op} is none whose weights are fitted"
+    if node.op in recurrent.GATES:
+        return "" if recurrent.fitting(node) else "the weights are no float32 constants"
     if node.op == "Einsum":
         product = contraction(node)
-        fitting = product is not None and node.inputs[product.w].dtype == np.float32
-        return _described(node, outputs) if fitting else None
+        if product is None:
+            return "the Einsum is no product of data and one constant"
+        return _unfit_type(node.inputs[product.w])
     weight = edit.get(node, 1)
-    if not isinstance(weight, gs.Constant) or isinstance(node.inputs[0], gs.Constant) or weight.dtype != np.float32:
-        return None
+    if not isinstance(weight, gs.Constant) or isinstance(node.inputs[0], gs.Constant):
+        return "its second input is no constant weight"
+    return _unfit_type(weight) or _unfit_form(node, weight)
+
+
+def _unfit_type(weight: gs.Constant) -> str:
+    return "" if weight.dtype == np.float32 else f"the weight is {np.dtype(weight.dtype).name}, not float32"
+
+
+def _unfit_form(node: gs.Node, weight: gs.Constant) -> str:
     if node.op == "Gemm" and (
         node.attrs.get("transA", 0) or any(node.attrs.get(k, 1.0) != 1.0 for k in ("alpha", "beta"))
     ):
-        return None
+        return "Gemm with alpha, beta or transA"
     if node.op == "MatMul" and len(weight.shape) != 2:
-        return None
+        return "the weight is no matrix"
     third = edit.get(node, 2)
     if third is not None and (not isinstance(third, gs.Constant) or len(third.shape) != 1):
-        return None
+        return "the bias is no constant vector"
     if third is not None and node.op == "Gemm" and third.shape[0] != weight.shape[0 if node.attrs.get("transB") else 1]:
-        return None  # one value for all outputs
-    return _described(node, outputs)
+        return "the bias is one value for all outputs"
+    return ""
 
 
 def _described(node: gs.Node, outputs: set[int]) -> Layer:

@@ -18,9 +18,20 @@ Table = tuple[np.ndarray, np.ndarray]  # full amounts [R], lines that they hang 
 
 
 class Ledger:
-    """Lines, and the amounts that hang on them, of one propagated model."""
+    """Lines, and the amounts that hang on them, of one propagated model.
 
-    def __init__(self, flow: Flow, units: np.ndarray, params: Amounts, macs: Amounts, least: int = 1):
+    whole: parameters and MACs of the model, what hangs on no line included: what shares are shares of.
+    """
+
+    def __init__(
+        self,
+        flow: Flow,
+        units: np.ndarray,
+        params: Amounts,
+        macs: Amounts,
+        least: int = 1,
+        whole: tuple[float, float] = (0.0, 0.0),
+    ):
         self.least = least
         self.units = units
         self._free = np.zeros(flow.atoms.count, bool)
@@ -33,6 +44,8 @@ class Ledger:
                 self.line(flow.atoms.resolve(cells))
         self.params, self.macs = self.table(params), self.table(macs)
         self.reset()
+        self._full = (self.amount(self.params), self.amount(self.macs))
+        self.whole = (max(whole[0], self._full[0], 1.0), max(whole[1], self._full[1], 1.0))
         self.vital = np.array([u for u in units if not self._may(int(u))], np.int64)
         gone = set(self.vital.tolist())
         self.units = np.array([u for u in units if int(u) not in gone], np.int64)
@@ -96,6 +109,12 @@ class Ledger:
         """What is left of params or macs."""
         full, index = table
         return float((full * self.fractions()[index].prod(1)).sum())
+
+    def gone_shares(self) -> tuple[float, float]:
+        """Shares of the model's parameters and MACs that are gone."""
+        tables = zip((self.params, self.macs), self._full, self.whole)
+        params, macs = ((full - self.amount(table)) / whole for table, full, whole in tables)
+        return params, macs
 
     @property
     def lines(self) -> int:

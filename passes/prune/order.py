@@ -23,12 +23,16 @@ MOST_OF_A_FAMILY = 0.9  # a global order does not empty a family that the data c
 
 @dataclass
 class Order:
-    """Units in the order of their removal, with the share of units, MACs and parameters that is gone after each."""
+    """Units in the order of their removal, with the share of MACs and parameters, and the loss, after each.
+
+    settled: how many of the first are there because the user set the share of their family.
+    """
 
     units: list[int] = field(default_factory=list)
     macs: list[float] = field(default_factory=list)
     params: list[float] = field(default_factory=list)
     loss: list[float] = field(default_factory=list)
+    settled: int = 0
 
     def __len__(self) -> int:
         return len(self.units)
@@ -76,8 +80,6 @@ class Work:
         self.pool_size = [sum(s for s, p in zip(self.size, self.pool) if p == k) for k in range(len(self.size))]
         self.row = {u: k for k, u in enumerate(units)}
         self.counts = self._counts(units)
-        self.total_macs = max(self.ledger.amount(self.ledger.macs), 1.0)
-        self.total_params = max(self.ledger.amount(self.ledger.params), 1.0)
         self.parts: list[dict[int, float]] = [c.losses(units) for c in curvatures]
         self.extra = {u: extra.get(u, 0.0) for u in units}
         self.scored = {u for p in self.parts for u in p} | set(extra)
@@ -110,8 +112,8 @@ class Work:
         """
         if not self.curvatures or self.currency == "channels":
             return np.ones(self.counts.shape[0])
-        macs = self.counts @ self.ledger.savings(self.ledger.macs) / self.total_macs
-        params = self.counts @ self.ledger.savings(self.ledger.params) / self.total_params
+        params = self.counts @ self.ledger.savings(self.ledger.params) / self.ledger.whole[0]
+        macs = self.counts @ self.ledger.savings(self.ledger.macs) / self.ledger.whole[1]
         return (params + 0.05 * macs if self.currency == "params" else macs + 0.05 * params) + 1e-12
 
     def cheapest(self) -> list[tuple[int, float]]:
@@ -155,6 +157,7 @@ class Work:
             self.remove([(u, losses[u]) for u in chosen])
             due -= len(chosen)
         self.alive = {u: None for u in self.alive if self.family[u] != family}
+        self.order.settled = len(self.order)
 
     def remove(self, chosen: Sequence[tuple[int, float]]) -> None:
         """Let units go, log them, and down-date the losses of the others."""
@@ -174,9 +177,10 @@ class Work:
     def log(self, unit: int) -> None:
         """Note that a unit went."""
         order = self.order
+        params, macs = self.ledger.gone_shares()
         order.units.append(unit)
-        order.macs.append(1 - self.ledger.amount(self.ledger.macs) / self.total_macs)
-        order.params.append(1 - self.ledger.amount(self.ledger.params) / self.total_params)
+        order.macs.append(macs)
+        order.params.append(params)
         order.loss.append(self.sum)
 
 

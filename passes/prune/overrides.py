@@ -30,12 +30,17 @@ def parse(texts: Sequence[str]) -> Overrides:
     return found
 
 
+def makers(groups: Groups) -> set[tuple[str, int, int]]:
+    """The members (node, input, axis) that make channels; others read them or go along."""
+    return {(o.node, o.index, o.axis) for o in groups.flow.origins}
+
+
 def of_families(groups: Groups, overrides: Overrides) -> Mapping[int, float]:
     """Family (by its place in `groups.families`) -> share. Raises OptionError where nothing matches."""
-    makers = {(o.node, o.index, o.axis) for o in groups.flow.origins}
+    first = makers(groups)
     found: dict[int, float] = {}
     for pattern, share in overrides:
-        hit = [k for k, f in enumerate(groups.families) if any(pattern.search(m[0]) for m in f.members if m in makers)]
+        hit = [k for k, f in enumerate(groups.families) if any(pattern.search(m[0]) for m in f.members if m in first)]
         if not hit:
             raise OptionError(f"prune: shares: {pattern.pattern} matches no group that may go; see inspect --groups")
         found.update((k, share) for k in hit if k not in found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -13,7 +14,7 @@ from ...ir.errors import OptionError
 from ...runtime.feeds import Feeds
 from ...runtime.loading import give_back
 from ..base import Context, LossyPass, PassResult, Skip
-from . import contest, criteria, dead, energy, fisher, grouping, overrides, sensitivity, synthetic
+from . import contest, criteria, dead, energy, fisher, grouping, overrides, sensitivity, shortfall, synthetic
 from . import plan as planning
 from .amount import Amount, chosen
 from .cut import alive_after, cut
@@ -42,11 +43,13 @@ class Prune(LossyPass):
     name: ClassVar[str] = "prune"
 
     ratio: float | None = field(
-        default=None, metadata={"help": "share of channels to remove, e.g. 0.3", "min": 0, "max": 0.99}
+        default=None, metadata={"help": "share to remove of the channels that may go, e.g. 0.3", "min": 0, "max": 0.99}
     )
-    macs: float | None = field(default=None, metadata={"help": "share of the MACs to remove", "min": 0, "max": 0.99})
+    macs: float | None = field(
+        default=None, metadata={"help": "share of the model's MACs to remove", "min": 0, "max": 0.99}
+    )
     params: float | None = field(
-        default=None, metadata={"help": "share of the parameters to remove", "min": 0, "max": 0.99}
+        default=None, metadata={"help": "share of the model's parameters to remove", "min": 0, "max": 0.99}
     )
     speedup: float | None = field(
         default=None, metadata={"help": "how many times as fast the model is to run, measured here, e.g. 1.5", "min": 1}
@@ -149,12 +152,27 @@ class Prune(LossyPass):
         plan = Plan(found, Order(), kinds, goals, feeds, ridges=RIDGES if real else DISTRUST)
         plan.order = self._contested(plan, curves, ctx) if criterion == "obs" else self._ordered(plan, [], extra, ctx)
         plan.goals = goals if self.refit else {}
+        self._tell_shortfall(plan, ctx)
         return plan
+
+    def _tell_shortfall(self, plan: Plan, ctx: Context) -> None:
+        """Say what was asked for and cannot be had; `speedup` says so itself, since only it knows what was measured."""
+        found, order = plan.groups, plan.order if plan.pace is None else plan.pace.steps.order
+        gone = self._gone(plan, 1.0, ctx).tolist()
+        lines = shortfall.of_shares(found, order, self._shares(found), gone)
+        if self.explicit and plan.pace is None:
+            lines += shortfall.of_amount(found, order, self.amount, gone)
+        for line in lines:
+            ctx.note(line)
+
+    def _shares(self, found: grouping.Groups) -> Mapping[int, float]:
+        """Shares that the user set, by family."""
+        return overrides.of_families(found, overrides.parse(self.shares))
 
     def _ordered(self, plan: Plan, curves: list[Curvature], extra: dict[int, float], ctx: Context) -> Order:
         """Greedy, then swaps, or by measured time; uses the curves up."""
         found = plan.groups
-        fixed = overrides.of_families(found, overrides.parse(self.shares))
+        fixed = self._shares(found)
         if self.speedup is not None:
             model, rounding = found.flow.model, self._rounding(ctx)
             plan.pace = pace(model, found, curves, extra, self.speedup, *rounding, ctx, fixed)
@@ -210,10 +228,7 @@ class Prune(LossyPass):
     def _enough(self, total: int) -> Any:
         """Stop the order where no strength, nor any rounding, would look."""
         amount = self.amount
-        wanted = (
-            amount.macs if amount.macs is not None else amount.params if amount.params is not None else amount.ratio
-        )
-        most = min(0.99, 1.3 * (wanted or 0.0) + 0.1)
+        most = min(0.99, 1.3 * amount.wanted + 0.1)
         reach = Amount(most if amount.ratio is not None else None, amount.macs and most, amount.params and most)
         return lambda order: reach.reached(order, len(order), total, 1.0)
 

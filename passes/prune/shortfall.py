@@ -1,0 +1,40 @@
+"""What the user asked for and cannot have, in words: an amount, or the share of a group, beyond what may go."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from .amount import Amount, by_family
+from .grouping import Groups
+from .order import Order
+from .overrides import makers
+
+
+def of_amount(groups: Groups, order: Order, amount: Amount, gone: Sequence[int]) -> list[str]:
+    """A line where the units that go at full strength are less than the amount, and why; none where they are enough."""
+    found, wanted = f"{amount.share(groups, gone):.1%}", f"{amount.wanted:.1%}"
+    if found == wanted or amount.met(groups, gone, 1.0):
+        return []
+    if amount.met(groups, order.units, 1.0):
+        why = "channel counts are kept round (round_to=1 takes more)"
+    elif amount.counts == "channels":  # of those that may go, so that pins take nothing from it
+        why = "every layer keeps a few"
+    else:
+        why = "the rest is pinned or excluded (inspect --groups says why), or the few that every layer keeps"
+    return [f"prune: all that may go removes only {found} of the {amount.counts} (asked for {wanted}): {why}"]
+
+
+def of_shares(groups: Groups, order: Order, shares: Mapping[int, float], gone: Sequence[int]) -> list[str]:
+    """A line for each group that loses less than its own share, by more than rounding explains."""
+    settled, lost = by_family(groups, order.units[: order.settled]), by_family(groups, gone)
+    lines, first = [], makers(groups)
+    for k, share in shares.items():
+        family = groups.families[k]
+        due, left = round(share * len(family.units)), lost.get(k, 0)
+        if due and (settled.get(k, 0) < due or not left):
+            name = next(m[0] for m in family.members if m in first)
+            lines.append(
+                f"prune: shares: of the {len(family.units)} channels that {name} makes only {left} may go "
+                f"(asked for {due}): min_channels or round_to keeps the others"
+            )
+    return lines
