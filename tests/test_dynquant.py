@@ -172,8 +172,11 @@ def test_the_loudest_stay_float_first_and_an_old_opset_is_raised():
     found = []
     for strength in (0.25, 0.5, 1.0):
         new = model.copy()
-        did = ALL.apply(new, plan, strength, ctx).did
+        result = ALL.apply(new, plan, strength, ctx)
+        did, said = result.did, [s.reason for s in result.skipped]
         tidy(new)
+        assert len(said) == 4 - did["MatMul in dynamic int8"]
+        assert all(f"strength {strength:g} leaves out the loudest: alone it leaves" in why for why in said)
         found.append((did["MatMul in dynamic int8"], sqnr(model, new, feeds)))
         assert did["opset"] == "9 → 11" and new.opset == 11
     assert [n for n, _ in found] == [1, 2, 4]
@@ -228,6 +231,10 @@ def test_the_floor_is_held_on_the_data():
     assert loose[1].did["MatMul in dynamic int8"] == 4
     assert tight[1].did.get("MatMul in dynamic int8", 0) < 4
     assert not tight[1].changed or sqnr(model, tight[0], feeds) > 39
+    _, result = rewritten(model, feeds, DynQuant(compute="all", store=False, floor=41))
+    said = {s.node: s.reason for s in result.skipped}
+    assert 0 < result.did["MatMul in dynamic int8"] == 4 - len(said) < 4
+    assert all("to hold 41 dB the loudest are left out: alone it leaves 4" in why for why in said.values())
 
 
 def test_rest_is_stored_and_time_decides_by_the_record():

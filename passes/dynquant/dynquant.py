@@ -27,6 +27,15 @@ SECONDS = 2.0
 LOOKED_AT = 4  # feeds that the floor is held on
 
 
+@dataclass(frozen=True)
+class Choice:
+    """names: layers that become dynamic. why: the reason that none does. left: {layer that stays float: why}."""
+
+    names: frozenset[str]
+    why: str = ""
+    left: Mapping[str, str] = field(default_factory=dict)
+
+
 @dataclass
 class Plan:
     """base: the float model with room for the operators. sets: {what: layers that may become dynamic together}.
@@ -44,7 +53,7 @@ class Plan:
     reasons: dict[str, str] = field(default_factory=dict)
     table: list[dict[str, Any]] = field(default_factory=list)
     noise: dict[str, float] | None = None
-    chosen: dict[float, tuple[frozenset[str], str]] = field(default_factory=dict)
+    chosen: dict[float, Choice] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -98,14 +107,16 @@ class DynQuant(Excluding, LossyPass):
         before, share = model.opset, round(1.0 - strength, 6)
         if share not in plan.chosen:
             plan.chosen[share] = self._choose(plan, model, ctx, share)
-        names, why = plan.chosen[share]
+        choice = plan.chosen[share]
+        names, why = choice.names, choice.why
         did: dict[str, Any] = {}
         if names:
             adopt(model, plan.base.copy())
             did = _rewrite(model, plan, names, self.contrib, greatest(ctx.target))
             if model.opset != before:
                 did["opset"] = f"{before} → {model.opset}"
-        left = [Skip(n, f"stays float: {why}") for n, why in plan.reasons.items() if n not in names]
+        reasons = {**plan.reasons, **choice.left}
+        left = [Skip(n, f"stays float: {reason}") for n, reason in reasons.items() if n not in names]
         skips = (*([Skip("", why)] if why else []), *plan.skips, *left)
         if self.store:
             counts, more = storage.store(
@@ -146,27 +157,50 @@ class DynQuant(Excluding, LossyPass):
                 alone.append(name)
         return {"layers that are faster alone": tuple(alone), "all products": products}
 
-    def _choose(self, plan: Plan, model: Model, ctx: Context, share: float) -> tuple[frozenset[str], str]:
+    def _choose(self, plan: Plan, model: Model, ctx: Context, share: float) -> Choice:
         """The layers that become dynamic, and why none does."""
-        sets = {
-            what: self._held(plan, self._without(plan, names, share, ctx), ctx) for what, names in plan.sets.items()
-        }
-        sets = {what: names for what, names in sets.items() if names}
+        asked = {what: self._without(plan, names, share, ctx) for what, names in plan.sets.items()}
+        held = {what: self._held(plan, names, ctx) for what, names in asked.items()}
+        sets = {what: names for what, names in held.items() if names}
         if not sets:
-            lost = any(plan.sets.values())
-            why = f"no layer can be quantized with {self.floor:g} dB left at the outputs" if lost else plan.why
-            return frozenset(), why or "no layer is faster with dynamic integers here"
-        if self.compute == "all" or not ctx.target.native:
-            return next(iter(sets.values())), ""
+            return Choice(frozenset(), self._why_none(plan, asked, share))
+        best = next(iter(sets))
+        if self.compute != "all" and ctx.target.native:
+            speedup, best = self._fastest(plan, model, sets, ctx, share)
+            if speedup < PAYS:
+                return Choice(frozenset(), f"dynamic integers are not faster than float here ({speedup:.2f}×)")
+        return Choice(sets[best], "", self._left(plan, best, asked[best], sets[best], share))
+
+    def _why_none(self, plan: Plan, asked: Mapping[str, frozenset[str]], share: float) -> str:
+        if any(asked.values()):
+            return f"no layer can be quantized with {self.floor:g} dB left at the outputs"
+        if any(plan.sets.values()):
+            return f"strength {1.0 - share:g} leaves no layer"
+        return plan.why or "no layer is faster with dynamic integers here"
+
+    def _fastest(
+        self, plan: Plan, model: Model, sets: Mapping[str, frozenset[str]], ctx: Context, share: float
+    ) -> tuple[float, str]:
+        """The set that is fastest in pairs with the float model, and how much."""
         models = [model, *(build(plan, names, self.contrib, greatest(ctx.target)) for names in sets.values())]
         rows = latency.bench(models, ctx.fit, threads=ctx.threads, timings=ctx.timings, seconds=SECONDS * len(models))
         timed = [(row.speedup, what) for row, what in zip(rows[1:], sets)]
         for speedup, what in timed:
             plan.table.append({"share": share, "what": what, "layers": len(sets[what]), "speedup": round(speedup, 4)})
-        speedup, best = max(timed, key=lambda t: t[0])
-        if speedup < PAYS:
-            return frozenset(), f"dynamic integers are not faster than float here ({speedup:.2f}×)"
-        return sets[best], ""
+        return max(timed, key=lambda t: t[0])
+
+    def _left(self, plan: Plan, best: str, asked: frozenset[str], held: frozenset[str], share: float) -> dict[str, str]:
+        """Why layers that could be dynamic stay float: not in the fastest set, too loud, or beyond the strength."""
+        found = {}
+        for name in dict.fromkeys(n for names in plan.sets.values() for n in names if n not in held):
+            level = f"alone it leaves {sensitivity.decibels(plan.noise[name]):.1f} dB" if plan.noise else ""
+            if name not in plan.sets[best]:
+                found[name] = plan.reasons.get(name, f"{best} are faster without it")
+            elif name in asked:
+                found[name] = f"to hold {self.floor:g} dB the loudest are left out: {level} at the outputs"
+            else:
+                found[name] = f"strength {1.0 - share:g} leaves out the loudest: {level} at the outputs"
+        return found
 
     def _without(self, plan: Plan, names: Collection[str], share: float, ctx: Context) -> frozenset[str]:
         """The layers less the loudest `share` of them."""
