@@ -136,16 +136,19 @@ def make(task: Task, folder: Path, args: argparse.Namespace, peers: dict[str, st
 
 
 def in_turns(sessions: list[Any], feed: dict[str, Any], seconds: float) -> list[tuple[float, float]]:
-    """(median ratio first / this, median milliseconds) of each, run one after the other in every round."""
+    """(median ratio first / this, median milliseconds) of each, run one after the other in every round.
+
+    The order of a round is drawn anew: what always runs behind the large float model finds the caches cold.
+    """
     times: list[list[float]] = [[] for _ in sessions]
     for run in sessions * 3:
         run(feed)
-    end = time.perf_counter() + seconds
+    order, end = np.random.default_rng(0), time.perf_counter() + seconds
     while time.perf_counter() < end or len(times[0]) < 9:
-        for run, taken in zip(sessions, times):
+        for k in order.permutation(len(sessions)):
             start = time.perf_counter()
-            run(feed)
-            taken.append(time.perf_counter() - start)
+            sessions[k](feed)
+            times[k].append(time.perf_counter() - start)
     first = times[0]
     return [(statistics.median(a / b for a, b in zip(first, t)), 1e3 * statistics.median(t)) for t in times]
 

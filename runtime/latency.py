@@ -1,10 +1,12 @@
 """Timing models against each other on a machine that others use too.
 
-Models run in turns (A B A B …), so that a slow moment hits both, and what counts is the median of the pairwise
-ratios. With one thread the clock is the thread's own CPU time, which is the wall clock's on an idle machine and which
-other programs cannot stretch (a model beside its twin, six runs on two cores with a load of seven: 1.00 to 1.02,
-by the wall clock 1.01 to 1.11). A measurement stops when the median has settled or its time is used up. A decision
-never reads the clock itself: it asks `Timings`, which replays what was recorded.
+Models run in turns (A B, B A, …), so that a slow moment hits both, and what counts is the median of the pairwise
+ratios. The order of a round is drawn anew, since who runs after a large model finds the caches cold (ResNet-50 in
+integers, always behind its float form: 1.3 % slower than in other places). With one thread the clock is the thread's
+own CPU time, which is the wall clock's on an idle machine and which other programs cannot stretch (a model beside its
+twin, six runs on two cores with a load of seven: 1.00 to 1.02, by the wall clock 1.01 to 1.11). A measurement stops
+when the median has settled or its time is used up. A decision never reads the clock itself: it asks `Timings`, which
+replays what was recorded.
 """
 
 from __future__ import annotations
@@ -212,10 +214,13 @@ def _in_turns(
     pairs: Sequence[tuple[Session, Mapping[str, Any]]], seconds: float, min_runs: int, max_runs: int
 ) -> list[list[Any]]:
     plans = [_warm_up(session, feed) for session, feed in pairs]
-    samples: list[list[float]] = []
+    order, samples = np.random.default_rng(0), list[np.ndarray]()
     start = time.perf_counter()
     while len(samples) < max_runs:
-        samples.append([_sample(s, f, *plan) for (s, f), plan in zip(pairs, plans)])
+        row = np.empty(len(pairs))
+        for k in order.permutation(len(pairs)):
+            row[k] = _sample(*pairs[k], *plans[k])
+        samples.append(row)
         late = time.perf_counter() - start > seconds
         if len(samples) >= min_runs and (late or _settled(np.array(samples))):
             break
