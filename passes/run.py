@@ -169,6 +169,11 @@ class Run:
             return None
         if trial.numerics is not None:
             trial.reasons = self.judge.exact_reasons(trial.numerics, self.numerics)
+        if not trial.reasons and self.ctx.timings.engine != "onnxruntime":
+            # What ONNX Runtime does at load all the same seldom slows it, so there the end result is judged as a whole;
+            # another runtime has patterns of its own to lose.
+            trial.latency, slow = self.pace.judge(self.model, trial.model)
+            trial.reasons = (slow,) if slow else ()
         if trial.reasons:
             step.reason = f"rolled back: {trial.reasons[0]}"
             return None

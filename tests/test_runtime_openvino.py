@@ -1,6 +1,7 @@
 """Timing in OpenVINO, for the target of that name."""
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -65,3 +66,19 @@ def test_the_openvino_target_is_judged_by_its_own_clock(net):
     result = optimize(net, "quant", data=feeds(16), target="openvino")
     assert result.report.tool["timed_in"] == "openvino"
     assert result.report.latency["speedup"] > 0
+
+
+def test_an_exact_pass_that_openvino_runs_slower_is_rolled_back(net, monkeypatch):
+    real, simplified = latency.compare, optimize(net, "simplify").model
+    assert len(simplified.graph.nodes) < len(net.graph.nodes)
+
+    def slower(a, b, *rest, **options):
+        timing = real(a, b, *rest, **options)
+        sizes = [len(m.graph.nodes) if isinstance(m, ir.Model) else len(net.graph.nodes) for m in (a, b)]
+        return replace(timing, speedup=0.5 if sizes[0] > sizes[1] else 2.0 if sizes[0] < sizes[1] else 1.0)
+
+    monkeypatch.setattr(latency, "compare", slower)
+    result = optimize(net, "simplify", data=feeds(16), target="openvino")
+    (step,) = result.report.steps
+    assert not step["kept"] and "rolled back: it runs at 0.50x the speed" in step["reason"]
+    assert len(result.model.graph.nodes) == len(net.graph.nodes)
