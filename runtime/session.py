@@ -47,6 +47,7 @@ class Session:
     optimize: False runs every node as it stands in the file.
     providers: ONNX Runtime's execution providers; the CPU's when None.
     arena: False gives memory back after every run, for sessions that fetch many tensors.
+    shapes_first: run Shape nodes as soon as they can, so that what they look at is freed.
     profile: the beginning of a file name; every run is then profiled until `end_profiling`.
 
     inputs: `InputSpec` by name. outputs: names. kinds: ONNX Runtime's type of every output ("tensor(float)").
@@ -63,11 +64,14 @@ class Session:
         optimize: bool = True,
         providers: Sequence[str] | None = None,
         arena: bool = True,
+        shapes_first: bool = False,
         profile: str | None = None,
     ):
         self.threads = threads
         self._payload = payload(model, outputs)
         options = _options(threads, optimize, arena)
+        if shapes_first:
+            options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
         if profile is not None:
             options.enable_profiling, options.profile_file_prefix = True, profile
         self._session = self._start(options, list(providers or ["CPUExecutionProvider"]))

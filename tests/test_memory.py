@@ -92,6 +92,36 @@ def test_no_array_as_large_as_the_square_of_a_layers_width_is_made(passes, tmp_p
         tracemalloc.stop()
 
 
+def long_chain(path, links=40):
+    """Relu after Relu of 8 MB tensors: two of them are alive at once."""
+    nodes = [helper.make_node("Relu", [f"t{k}"], [f"t{k + 1}"]) for k in range(links)]
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["N", 1 << 21]) for n in ("t0", f"t{links}")]
+    graph = helper.make_graph(nodes, "chain", ends[:1], ends[1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+
+
+CHAIN = """
+import sys
+import numpy as np
+from onnxslim_opt import ir
+from onnxslim_opt.passes.transaction import peak_mb
+from onnxslim_opt.runtime import probe
+model, feed = ir.load(sys.argv[1]), {"t0": np.zeros((1, 1 << 21), np.float32)}
+before = peak_mb()
+assert len(probe.shapes(model, feed)) == 41
+print("PEAK", peak_mb() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peaks are read as Linux counts them")
+def test_shapes_are_probed_in_the_memory_of_what_is_alive_at_once(tmp_path):
+    long_chain(tmp_path / "m.onnx")
+    done = subprocess.run(
+        [sys.executable, "-c", CHAIN, str(tmp_path / "m.onnx")], capture_output=True, text=True, check=True
+    )
+    assert float(done.stdout.rsplit("PEAK", 1)[1]) < 100
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="peaks are read as Linux counts them")
 @pytest.mark.parametrize("data", [False, True], ids=["random", "data"])
