@@ -57,9 +57,10 @@ def _values(tensor: gs.Constant, node: gs.Node, index: int) -> int:
 
 def _params(tensor: gs.Constant) -> int:
     """Values of a constant, as the first node that reads it counts them."""
-    for node in tensor.outputs[:1]:
-        return _values(tensor, node, next(k for k, t in enumerate(node.inputs) if t is tensor))
-    return size(tensor)
+    if not tensor.outputs:
+        return size(tensor)
+    node = tensor.outputs[0]
+    return _values(tensor, node, next(k for k, t in enumerate(node.inputs) if t is tensor))
 
 
 class _Sizes:

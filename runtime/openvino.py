@@ -80,7 +80,7 @@ class OpenVinoSession:
         if self._untried is not None and all(isinstance(v, np.ndarray) for v in feeds.values()):
             if self.digest not in _survived:
                 _try(self._untried, feeds)
-            _survived.add(self.digest)
+                _survived.add(self.digest)
             self._untried = None
         try:
             found = self._request.infer(feeds)
