@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -121,6 +121,8 @@ class Store:
 
     def _take(self, index: int, raw: Any) -> Feed:
         feed = self.check(raw, index)
+        if isinstance(self.source, Stream):
+            feed = owned(feed)  # what yields it may fill the same buffer again
         size = feed_bytes(feed)
         if index not in self.cached and self.used + size <= self.cache_bytes:
             self.cached[index] = feed
@@ -233,6 +235,17 @@ def spaced(items: Sequence[int], n: int) -> list[int]:
     return [items[(2 * k + 1) * len(items) // (2 * n)] for k in range(n)]
 
 
+def owned(value: Any) -> Any:
+    """A feed, or a value of one, with arrays and tensors of its own."""
+    if isinstance(value, Mapping):
+        return {k: owned(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [owned(v) for v in value]
+    if isinstance(value, np.ndarray) or not hasattr(value, "numpy"):
+        return value.copy() if isinstance(value, np.ndarray) else value
+    return np.array(value.numpy())
+
+
 def feed_bytes(feed: Feed) -> int:
     """Memory that a feed's arrays take."""
     return sum(int(np.asarray(a).nbytes) for v in feed.values() for a in (v if isinstance(v, list) else [v]))
@@ -285,6 +298,7 @@ __all__ = [
     "Stream",
     "checksum",
     "feed_bytes",
+    "owned",
     "resolve",
     "spaced",
     "wide",

@@ -15,7 +15,7 @@ import numpy as np
 from ..ir.errors import DataError, OptionError
 from ..ir.model import Model
 from . import arrays, images, protobufs, synthetic
-from .feeds import Feeds, Indexed, Source, Store, Stream, feed_bytes
+from .feeds import Feeds, Indexed, Source, Store, Stream, feed_bytes, owned
 from .functions import is_function, load_function
 from .specs import InputSpec, model_inputs
 from .validate import Validator
@@ -243,7 +243,7 @@ def _once(items: Iterator[Any], options: DataOptions, label: str) -> Source:
                 f"{label} can be read only once and does not fit in {options.cache_mb} MB; "
                 "give a list, a function that starts it anew, or fewer samples"
             )
-        kept.append(feed)
+        kept.append(owned(feed))  # what yields it may fill the same buffer again
         if len(kept) >= most:
             break
     return Indexed(len(kept), kept.__getitem__)

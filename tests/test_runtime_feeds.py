@@ -34,6 +34,35 @@ def test_lists_iterate_again_and_know_their_length():
     assert feeds.first()["x"].shape == (1, 3)
 
 
+class Refilled:
+    """Yields one buffer again and again, each time with other values; also a calibration reader."""
+
+    def __init__(self):
+        self.buffer, self.left = np.zeros((1, 3), np.float32), iter(range(8))
+
+    def __call__(self):
+        for k in range(8):
+            self.buffer[:] = k
+            yield {"x": self.buffer}
+
+    def get_next(self):
+        for k in self.left:
+            self.buffer[:] = k
+            return {"x": self.buffer}
+        return None
+
+
+@pytest.mark.parametrize("cache_mb", [0, 128])
+def test_a_function_may_fill_one_buffer(cache_mb):
+    feeds = resolve(Refilled().__call__, MODEL, DataOptions(cache_mb=cache_mb))
+    assert marks(feeds) == marks(list(feeds)) == list(range(8))
+
+
+@pytest.mark.parametrize("data", [Refilled(), Refilled()()], ids=["reader", "generator"])
+def test_what_is_read_once_may_fill_one_buffer(data):
+    assert marks(resolve(data, MODEL)) == list(range(8))
+
+
 @pytest.mark.parametrize("n", [4, 5, 7, 8, 10, 48, 128])
 def test_split_is_disjoint_complete_and_interleaved(n):
     feeds = resolve(rows(n), MODEL)
