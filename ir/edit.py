@@ -153,8 +153,8 @@ def replace(model: Model, old: Any, new: Any, outputs: set[int] | None = None) -
     """Let every reader of `old` read `new` instead.
 
     Where `old` is a graph output the output keeps its name: `new` takes the name over when it is an inner variable
-    of that graph, else an Identity is put between. outputs: `output_ids(model)`, when the caller has them: without,
-    every call looks through the whole model.
+    of that graph, else an Identity is put between. An output that is an input of its graph stays that input.
+    outputs: `output_ids(model)`, when the caller has them: without, every call looks through the whole model.
     """
     if old is new:
         return
@@ -167,7 +167,7 @@ def replace(model: Model, old: Any, new: Any, outputs: set[int] | None = None) -
         return
     for graph in model.graphs():
         for k, tensor in enumerate(graph.outputs):
-            if tensor is old:
+            if tensor is old and not any(t is old for t in graph.inputs):
                 _replace_output(model, graph, k, new)
 
 

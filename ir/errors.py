@@ -4,6 +4,7 @@ SlimError                  exit 1   base of all; `str(error)` is one clear line 
 ├── BadInput               exit 1   what the user handed in is unusable; nothing was written
 │   ├── ModelError                  not ONNX, truncated, cyclic, an opset nobody knows, data outside its folder
 │   ├── DataError                   feeds: names, shapes, types, NaN, empty
+│   │   └── RefusedFeeds            ONNX Runtime does not take them for the model that runs
 │   ├── OptionError                 an unknown pass or option, an impossible value
 │   └── OutputError                 the output cannot be written, or is the input
 ├── MissingExtra           exit 1   an optional dependency is needed and absent
@@ -30,6 +31,10 @@ class ModelError(BadInput):
 
 class DataError(BadInput):
     """The feeds."""
+
+
+class RefusedFeeds(DataError):
+    """Feeds that ONNX Runtime refuses: the data's fault where the user's own model was run, else that of the model."""
 
 
 class OptionError(BadInput):

@@ -7,13 +7,13 @@ SQNR leaves hope, and once for each content.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..ir.errors import DataError
+from ..ir.errors import DataError, RefusedFeeds
 from ..runtime.feeds import feed_bytes, wide
 from ..runtime.loading import give_back, is_large
 from ..runtime.numerics import UNSEEN
@@ -64,6 +64,16 @@ class Judge:
         A large model is loaded with nothing beside it: loading takes up to three times the memory of keeping.
         """
         return self._found(model) or self._started(model, beside=0)
+
+    def takes(self, feeds: Iterable[Mapping[str, Any]]) -> bool:
+        """Whether the original runs on all of these feeds."""
+        session = self.session(self._reference.model)
+        try:
+            for feed in feeds:
+                session.run(feed)
+        except RefusedFeeds:
+            return False
+        return True
 
     def pair(self, before: Any, after: Any) -> tuple[Session, Session]:
         """Sessions of two models at once, to run in turns; the second is loaded first."""

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from ..ir.errors import RefusedFeeds
 from .base import Context, LossyPass, Pass
 from .budget import LOSSLESS_DB, Allowance, Spent, allowance, own_db
 from .judge import Judge
@@ -142,7 +143,7 @@ class Run:
         try:
             self._work(p, later, step)
         except Exception as e:
-            if is_users(e):
+            if is_users(e) and not self._is_ours(e):
                 raise
             error = failure(p, [s.p for s in self.steps], e)
             if self.strict:
@@ -151,6 +152,10 @@ class Run:
             step.cause = e
         step.seconds, step.peak_mb, step.notes = watch.seconds(), peak_mb(), tuple(self._heard)
         return step
+
+    def _is_ours(self, error: Exception) -> bool:
+        """Whether a model that a pass made for itself refuses feeds that the original takes."""
+        return isinstance(error, RefusedFeeds) and self.judge.takes(self.ctx.fit)
 
     def _work(self, p: Pass, later: Sequence[Pass], step: Step) -> None:
         ctx = following(self.ctx, later)

@@ -15,7 +15,7 @@ import numpy as np
 import onnxruntime as ort
 from onnx import helper
 
-from ..ir.errors import DataError, ModelError, SlimError
+from ..ir.errors import DataError, ModelError, RefusedFeeds, SlimError
 from .loading import ModelLike, digest, hash_file, payload
 from .specs import ORT_DTYPES, InputSpec, halved, rename_feeds, session_inputs
 
@@ -86,7 +86,7 @@ class Session:
         """Outputs by name, in the model's order.
 
         feeds: array (or list of arrays, for a sequence) by input name. A single input under another name is taken
-        (see `rename_feeds`). Raises DataError for feeds that do not fit, ModelError when the model itself fails.
+        (see `rename_feeds`). Raises RefusedFeeds where these do not fit, ModelError when the model itself fails.
         """
         feeds = {k: v for k, v in rename_feeds(feeds, self.inputs).items() if v is not None}
         feeds = halved(feeds, self.inputs)
@@ -186,7 +186,7 @@ def _run_error(error: Exception) -> SlimError:
     # ONNX Runtime's own errors have classes of their own; plain ones come from turning the feeds into tensors.
     plain = isinstance(error, (ValueError, TypeError)) or type(error) is RuntimeError
     if plain or type(error).__name__ == "InvalidArgument":
-        return DataError(f"the feeds do not fit the model: {text}")
+        return RefusedFeeds(f"the feeds do not fit the model: {text}")
     return ModelError(f"the model fails when it runs: {text}")
 
 

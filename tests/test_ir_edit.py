@@ -41,6 +41,16 @@ def test_replace_of_an_output_keeps_its_name():
     assert run(model, x=np.array([[-1, 2, 3]], np.float32))[0].tolist() == [[0, 2, 3]]
 
 
+def test_an_output_that_is_an_input_stays_that_input():
+    m = text.parse("g (float[2] x) => (float[2] x, float[2] y) { y = Relu(x) }")
+    x, relu = m.inputs[0], m.graph.nodes[0]
+    neg = edit.node(m, "Neg", [x])
+    edit.add(m.graph, neg)
+    edit.replace(m, x, neg.outputs[0])
+    assert relu.inputs[0] is neg.outputs[0]
+    assert m.graph.outputs[0] is m.inputs[0] is x and x.name == "x"
+
+
 def test_replace_of_an_output_by_an_input_needs_an_identity():
     model = text.parse(CHAIN)
     edit.replace(model, model.outputs[0], model.inputs[0])

@@ -18,6 +18,7 @@ from onnxslim_opt.passes.optimize import optimize
 from onnxslim_opt.passes.pipeline import Dump, Event, Pipeline, arrange, merge
 from onnxslim_opt.runtime.feeds import resolve
 from onnxslim_opt.runtime.latency import Latency
+from onnxslim_opt.runtime.session import Session
 from toys import Breaks, Lies, Noise, Nothing, Raises, Rename
 
 import onnxslim_opt
@@ -328,6 +329,42 @@ def test_a_failing_pass_leaves_the_best_model_and_the_rest_runs(steady):
     assert result.model.graph.nodes[0].name == "b_a_matmul0"
     with pytest.raises(PassError, match="pass raises failed"):
         optimize(toys.model(), [Raises()], data=toys.feeds(), strict=True)
+
+
+@dataclass(frozen=True)
+class Wrong(Pass):
+    """Runs a model of its own on feeds of another width."""
+
+    name: ClassVar[str] = "wrong"
+
+    def run(self, model, ctx):
+        Session(model).run({"x": np.zeros((1, 3), np.float32)})
+        return PassResult(False)
+
+
+def test_feeds_that_only_the_model_of_a_pass_refuses_are_a_failure_of_the_pass(steady):
+    found = optimize(toys.model(), [Wrong(), Rename()], data=toys.feeds()).report
+    assert [s["kept"] for s in found.steps] == [False, True] and found.exit_code == 3
+    assert "pass wrong failed" in found.reasons[0] and "do not fit the model" in found.reasons[0]
+
+
+def test_feeds_that_the_original_refuses_too_stop_the_run(steady):
+    m = ir.text.parse("g (float[N,L] x, float[8,3] w) => (float[N,3] y) { y = Gemm(x, w) }")
+    good, bad = ({"x": np.ones((1, n), np.float32), "w": np.ones((8, 3), np.float32)} for n in (8, 9))
+    with pytest.raises(DataError, match="the feeds do not fit the model"):
+        optimize(m, [Reads()], data=[good, bad, *[good] * 6])
+
+
+@dataclass(frozen=True)
+class Reads(Pass):
+    """Runs the model on what may be fitted on."""
+
+    name: ClassVar[str] = "reads"
+
+    def run(self, model, ctx):
+        for feed in ctx.fit:
+            Session(model).run(feed)
+        return PassResult(False)
 
 
 def test_what_the_user_can_mend_stops_the_run(steady):

@@ -279,3 +279,21 @@ def test_heads_neurons_and_head_dimensions_of_a_transformer_are_groups() -> None
 
 def test_only_given_amounts_are_explicit() -> None:
     assert Prune(ratio=0.3).explicit and Prune(lossless=True).explicit and not Prune(round_to=8).explicit
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+def test_layers_in_half_and_double_precision_are_pruned_with_data(dtype: Any) -> None:
+    rng = np.random.default_rng(0)
+    kind = "float16" if dtype is np.float16 else "double"
+    takes = f"{kind}[2,7,6] x, {kind}[6,8] w, {kind}[8,4] v"
+    model = ir.text.parse(f"g ({takes}) => ({kind}[2,7,4] y) {{ a = MatMul(x, w) b = Relu(a) y = MatMul(b, v) }}")
+    weak = np.concatenate([np.ones(4), np.full(4, 0.01)])  # half of the units hardly count
+    values = {"w": rng.standard_normal((6, 8)), "v": rng.standard_normal((8, 4)) * weak[:, None]}
+    for node, name in zip((model.graph.nodes[0], model.graph.nodes[2]), values):
+        ir.edit.set_input(node, 1, ir.edit.constant(model, name, values[name].astype(dtype)))
+    del model.graph.inputs[1:]
+    data = [{"x": rng.standard_normal((2, 7, 6)).astype(dtype)} for _ in range(16)]
+    found = optimize(model, "prune:ratio=0.5:round_to=1", data=data)
+    assert found.report.verdict == "ok"
+    small = found.model.graph.nodes[0].inputs[1]
+    assert np.array_equal(small.values, values["w"].astype(dtype)[:, :4])

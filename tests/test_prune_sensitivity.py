@@ -10,6 +10,7 @@ import pytest
 from commands import onnxslim
 from onnx import helper
 from onnxslim_opt.passes.base import Context
+from onnxslim_opt.passes.optimize import optimize
 from onnxslim_opt.passes.prune import curves, groups, plan, sensitivity
 from onnxslim_opt.passes.prune.layers import layers
 from onnxslim_opt.passes.prune.trial import Change, Trials, heads
@@ -136,3 +137,10 @@ def test_the_command_prints_a_row_a_group(tmp_path: Path, capsys: pytest.Capture
     names = [r[0] for r in rows if r and r[0].startswith("first")]
     assert names == ["first_p", "first_q"], done.out
     assert onnxslim(capsys, "sensitivity", str(tmp_path / "m.onnx"), "--ratios", "0.5,0.2").code == 2
+
+
+def test_outputs_that_only_move_inputs_feel_no_change() -> None:
+    model = ir.text.parse("g (float[2,4] x, float[2,4] z) => (float[4,4] y) { y = Concat<axis=0>(x, z) }")
+    data = [{"x": np.ones((2, 4), np.float32), "z": np.ones((2, 4), np.float32)}]
+    assert Trials(model, [], [], data, 1).error({}) == 0.0
+    assert optimize(model, "prune:ratio=0.5", data=data * 16).report.verdict == "ok"

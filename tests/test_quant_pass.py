@@ -9,6 +9,7 @@ import onnx_graphsurgeon as gs
 import pytest
 from onnxslim_opt.ir.errors import OptionError
 from onnxslim_opt.passes.dynquant import DynQuant
+from onnxslim_opt.passes.optimize import optimize
 from onnxslim_opt.passes.quant import Quant, choosing, eligible, saturation, sensitivity
 from onnxslim_opt.passes.quant.planning import Plan
 from onnxslim_opt.passes.target import Target
@@ -462,3 +463,15 @@ def test_a_level_that_is_no_number_holds_nothing():
     levels = choosing._Levels(Plan(model, target, able=able), context(model, images()))
     levels.of = lambda nodes: float("nan")
     assert choosing._held(levels.plan, levels, "all", lambda aim: set(able), 25.0) == frozenset()
+
+
+def test_an_input_that_is_also_an_output_stays_both():
+    model = ir.text.parse("g (float[2,64] x, float[64,32] w) => (float[2,32] y, float[2,64] x) { y = MatMul(x, w) }")
+    w = np.random.default_rng(0).standard_normal((64, 32)).astype(np.float32)
+    ir.edit.set_input(model.graph.nodes[0], 1, ir.edit.constant(model, "w", w))
+    del model.graph.inputs[1]
+    data = [{"x": np.random.default_rng(k).standard_normal((2, 64)).astype(np.float32)} for k in range(16)]
+    found = optimize(model, "quant:compute=all", data=data)
+    assert found.report.verdict == "ok"
+    assert [t.name for t in found.model.graph.inputs] == ["x"]
+    assert np.array_equal(session(found.model).run(None, data[0])[1], data[0]["x"])

@@ -75,9 +75,9 @@ class Trials:
         copy.graph.outputs = heads(copy)
         copy.header.input_order, copy.header.protos = (), {}
         order.sort(copy)
-        self.session = Session(copy, threads=threads)
-        self.feeds = list(feeds)
-        self.reference = [self.session.run({**f, **self.given}) for f in self.feeds]
+        self.feeds = list(feeds) if copy.graph.outputs else []  # outputs that only move inputs feel no change
+        self.session = Session(copy, threads=threads) if self.feeds else None
+        self.reference = [self._run({**f, **self.given}) for f in self.feeds]
         self.spread = spreads(self.reference)
 
     def error(self, changes: Mapping[str, Change], masks: Mapping[str, Array] | None = None) -> float:
@@ -89,19 +89,25 @@ class Trials:
             if bias:
                 given[bias] = self.shifted[node](change.shift)
         for node, mask in (masks or {}).items():
-            given[self.masks[node]] = mask.reshape(given[self.masks[node]].shape).astype(np.float32)
+            whole = given[self.masks[node]]
+            given[self.masks[node]] = mask.reshape(whole.shape).astype(whole.dtype)
         total = dict.fromkeys(self.spread, 0.0)
         for feed, reference in zip(self.feeds, self.reference):
-            found = self.session.run({**feed, **given})
+            found = self._run({**feed, **given})
             for head in total:
                 apart = np.subtract(found[head], reference[head], dtype=np.float64)
                 total[head] += float(np.square(apart).mean()) / len(self.feeds)
         return float(np.mean([e / self.spread[k] for k, e in total.items()])) if total else 0.0
 
+    def _run(self, feed: Mapping[str, Any]) -> dict[str, Any]:
+        assert self.session is not None
+        return self.session.run(feed)
+
 
 def spreads(reference: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Variance of every head of floats over feeds."""
-    floats = [h for h, v in reference[0].items() if isinstance(v, np.ndarray) and v.dtype.kind == "f"]
+    first = reference[0].items() if reference else ()
+    floats = [h for h, v in first if isinstance(v, np.ndarray) and v.dtype.kind == "f"]
     return {h: _spread([r[h] for r in reference]) for h in floats}
 
 
@@ -134,15 +140,17 @@ def _open_bias(
 
 def _open_mask(model: Model, node: gs.Node, index: int, axis: int, count: int, given: dict[str, Array]) -> str:
     tensor = node.inputs[index]
-    mask = edit.variable(model, f"{node.name}_mask", np.float32, [count] + [1] * (len(tensor.shape) - axis - 1))
+    floats = tensor.dtype is None or np.dtype(tensor.dtype).kind == "f"
+    dtype = tensor.dtype if floats and tensor.dtype is not None else np.float32
+    mask = edit.variable(model, f"{node.name}_mask", dtype, [count] + [1] * (len(tensor.shape) - axis - 1))
     masked = edit.variable(model, f"{node.name}_masked", tensor.dtype, tensor.shape)
-    if tensor.dtype is None or np.dtype(tensor.dtype).kind == "f":
+    if floats:
         edit.add(model.graph, edit.node(model, "Mul", [tensor, mask], outputs=[masked]))
     else:
         _open_choice(model, node, index, mask, masked)
     edit.set_input(node, index, masked)
     model.graph.inputs.append(mask)
-    given[mask.name] = np.ones(mask.shape, np.float32)
+    given[mask.name] = np.ones(mask.shape, dtype)
     return str(mask.name)
 
 
