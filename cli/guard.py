@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import signal
@@ -30,7 +31,12 @@ class Stopped(BaseException):
 
 
 class Pipe(io.FileIO):
-    """A stream whose reader may leave (`| head`): what nobody hears is dropped, and the work goes on."""
+    """A stream that ends no work: its reader may leave (`| head`), the disk behind it be full; the text is dropped.
+
+    lost: why text was dropped that somebody wanted.
+    """
+
+    lost: OSError | None = None
 
     def write(self, data: Any) -> int:
         """Write, or act as if."""
@@ -38,12 +44,13 @@ class Pipe(io.FileIO):
             return super().write(data) or 0
         except BrokenPipeError:
             return len(data)
+        except OSError as error:
+            self.lost = self.lost or error
+            return len(data)
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit."""
-    from .app import cli
-
     sys.stdout, sys.stderr = patient(sys.stdout), patient(sys.stderr)
     arguments = list(sys.argv[1:] if argv is None else argv)
     _quiet_blas()
@@ -51,13 +58,25 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     verbose = _verbose(arguments)
     if not verbose:
         warnings.simplefilter("ignore")  # of libraries, about what a user cannot change
-    code = guarded(lambda: cli.main(args=arguments, prog_name="onnxslim", standalone_mode=False), verbose)
+    sys.exit(guarded(lambda: _run(arguments), verbose))
+
+
+def _run(arguments: list[str]) -> object:
+    """Run a command. Raises OutputError at its end when what it printed could not be written."""
+    from .app import cli
+
+    result = cli.main(args=arguments, prog_name="onnxslim", standalone_mode=False)
     sys.stdout.flush()
-    sys.exit(code)
+    raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
+    if isinstance(raw, Pipe) and raw.lost is not None:
+        from ..ir.errors import OutputError
+
+        raise OutputError(f"cannot write standard output: {raw.lost.strerror or raw.lost}")
+    return result
 
 
 def patient(stream: Any) -> Any:
-    """A standard stream by which no run ends, though its reader leaves, its encoding lacks a sign or it was closed."""
+    """A standard stream by which no run ends: its reader may leave, its disk be full, its encoding lack a sign."""
     if stream is None:
         return open(os.devnull, "w", encoding="utf-8")
     if not isinstance(stream, io.TextIOWrapper):
@@ -68,9 +87,10 @@ def patient(stream: Any) -> Any:
         number = stream.fileno()
     except OSError:  # no file of the system's, as in a notebook
         return stream
-    if stream.isatty():
+    if not isinstance(getattr(stream.buffer, "raw", stream.buffer), io.FileIO):  # the console of Windows
         return stream
-    stream.flush()
+    with contextlib.suppress(OSError):
+        stream.flush()
     raw = io.BufferedWriter(Pipe(number, "w", closefd=False))
     return io.TextIOWrapper(raw, stream.encoding, errors, line_buffering=stream.line_buffering)
 

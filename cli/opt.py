@@ -62,9 +62,9 @@ FILE = click.Path(path_type=Path)
 def opt(ctx: click.Context, **values: Any) -> int:
     """Make MODEL smaller and faster, measured beside the original at every step.
 
-    Exit codes: 0 written and within limits; 1 a model, data or value was refused (nothing written), or a report could
-    not be written at the end; 2 the command line cannot be read; 3 written, but the limits are not met or a pass
-    failed (the report says which).
+    Exit codes: 0 written and within limits; 1 a model, data or value was refused (nothing written), or a report or
+    standard output could not be written at the end; 2 the command line cannot be read; 3 written, but the limits are
+    not met or a pass failed (the report says which).
     """
     from ..ir.files import check_there
 
@@ -100,17 +100,20 @@ def _check_places(run: dict[str, Any], output: Path, settings: Any) -> None:
     from . import places
 
     weights = data_files(run["model"])
-    inputs, outputs = [run["model"], *weights], [output]
-    places.check(output, inputs)
+    kept = [run["model"], *weights, *places.read_by(settings), *([run["recipe"]] if run["recipe"] else [])]
+    places.check(output, kept)
+    kept.append(output)
     if weights:
-        outputs.append(data_place(output, lambda place: any(places.same(place, w) for w in weights)))
-        places.check(outputs[-1], inputs, "weights file")
+        beside = data_place(output, lambda place: any(places.same(place, w) for w in weights))
+        places.check(beside, kept, "weights file")
+        kept.append(beside)
     for path in run["report"]:
-        places.check(path, [*inputs, *outputs], "report")
+        places.check(path, kept, "report")
+        kept.append(path)
         if path.suffix.lower() not in (".json", ".html", ".htm"):
             raise OptionError(f"report {path}: the name must end in .json or .html, which says what to write")
     if settings.timings is not None:
-        places.check(Path(settings.timings), [*inputs, *outputs, *run["report"]], "timings file")
+        places.check(Path(settings.timings), kept, "timings file")
 
 
 def _work(run: dict[str, Any], output: Path, settings: Any) -> int:

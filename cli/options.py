@@ -90,10 +90,17 @@ def read_data_options(values: dict[str, Any]) -> dict[str, Any]:
 
 def threads_option(command: F) -> F:
     """Threads of timed sessions."""
-    text = "Threads of ONNX Runtime; 0: one a core."
-    return click.option("--threads", type=click.IntRange(0), default=1, show_default=True, metavar="N", help=text)(
-        command
-    )
+    text, whole = "Threads of ONNX Runtime; 0: one a core.", click.IntRange(0)
+    return click.option(
+        "--threads", type=whole, default=1, show_default=True, callback=_threads, metavar="N", help=text
+    )(command)
+
+
+def _threads(ctx: click.Context, param: click.Parameter, value: int) -> int:
+    from ..runtime.session import check_threads
+
+    check_threads("threads", value)
+    return value
 
 
 def verbose_option(command: F) -> F:

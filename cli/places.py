@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from ..ir.errors import OutputError
 
@@ -15,8 +16,20 @@ def default_output(model: str | Path) -> Path:
     return path.with_name((path.stem if path.suffix == ".onnx" else path.name) + ".slim.onnx")
 
 
+def read_by(settings: Any) -> list[Path]:
+    """Files that data, metric and preprocessing are read from; a folder of data stands for what is in it."""
+    from ..runtime.functions import is_function
+
+    texts = [t for t in (settings.data, settings.metric, settings.preprocess) if isinstance(t, str)]
+    named = [os.path.expanduser(t.rpartition(":")[0] if is_function(t) else t) for t in texts]
+    return [Path(name) for name in named if os.path.exists(name)]
+
+
 def check(path: Path, kept: list[Path], what: str = "output") -> None:
-    """Raise OutputError unless `path` can be written and is none of `kept`, by name, link or hard link."""
+    """Raise OutputError unless `path` can be written and is none of `kept`, by name, link or hard link.
+
+    Of a folder in `kept` it must be none of the files that feeds are read from.
+    """
     try:
         path.lstat()
     except FileNotFoundError:
@@ -26,6 +39,8 @@ def check(path: Path, kept: list[Path], what: str = "output") -> None:
     for other in kept:
         if same(path, other):
             raise OutputError(f"the {what} {path} is the same file as {other}; it would be overwritten, name another")
+        if other.is_dir() and _is_data(path, other):
+            raise OutputError(f"the {what} {path} is one of the data in {other}; it would be overwritten, name another")
     if path.is_dir():
         raise OutputError(f"cannot write {path}: it is a folder")
     if path.exists() and not path.is_file():
@@ -38,6 +53,14 @@ def check(path: Path, kept: list[Path], what: str = "output") -> None:
             pass
     except OSError as e:
         raise OutputError(f"cannot write {path}: {e.strerror or e}") from None
+
+
+def _is_data(path: Path, folder: Path) -> bool:
+    """Whether a path is a file that feeds are read from where `folder` is the data."""
+    from ..runtime.images import SUFFIXES
+
+    inside = path.is_file() and folder.resolve() in path.resolve().parents
+    return inside and path.suffix.lower() in (*SUFFIXES, ".npz", ".npy", ".pb")
 
 
 def folder(path: Path) -> None:

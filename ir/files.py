@@ -65,16 +65,18 @@ def load(path: PathLike) -> Model:
 
 
 def check_there(path: PathLike) -> None:
-    """Raises ModelError where there is no file to load, which can be told before any work: nothing, or a folder."""
+    """Raises ModelError where there is no file to load: nothing, a folder, a pipe (models are read more than once)."""
     path = Path(path)
     try:
-        there, folder = path.exists(), path.is_dir()
+        there, folder, file = path.exists(), path.is_dir(), path.is_file()
     except OSError as error:  # a name too long, a folder on the way that may not be entered
         raise ModelError(f"cannot read {path}: {error.strerror}") from error
     if not there:
         raise ModelError(f"no such file: {path}")
     if folder:
         raise ModelError(f"cannot read {path}: it is a folder")
+    if not file:
+        raise ModelError(f"cannot read {path}: it is a pipe or a device, not a file; save it to a file first")
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ..ir.errors import OptionError
+from ..runtime.session import check_threads
 from ..runtime.timings import Timings
 from . import spec
 from .base import Pass
@@ -77,6 +78,8 @@ class Settings:
             _number(name, getattr(self, name), 1)
         for name in ("seed", "threads"):
             _number(name, getattr(self, name), 0)
+        for name in ("jobs", "threads"):
+            check_threads(name, getattr(self, name))
         if self.samples is not None:
             _number("samples", self.samples, 1)
         if self.exclude is not None:

@@ -6,9 +6,11 @@ read whole when it is first needed.
 
 from __future__ import annotations
 
+import contextlib
+import math
 import struct
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,10 +133,18 @@ def _open(path: Path, specs: Mapping[str, InputSpec], notes: list[str]) -> Index
 
 def load(path: Path) -> np.ndarray:
     """An `.npy` file, mapped. Pickled objects are refused."""
-    try:
+    with _readable(f"{path} is not a readable .npy file"):
         return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise DataError(f"{path} is not a readable .npy file: {error}") from error
+
+
+@contextlib.contextmanager
+def _readable(problem: str) -> Iterator[None]:
+    """Raises DataError with what is wrong: a damaged file makes numpy, zipfile and zlib raise nearly anything."""
+    try:
+        yield
+    except Exception as error:
+        hint = "" if isinstance(error, OSError) else "; save it anew with numpy, as plain numbers"
+        raise DataError(f"{problem}: {str(error) or type(error).__name__}{hint}") from error
 
 
 class LazyMember:
@@ -150,20 +160,17 @@ class LazyMember:
 
     def read(self) -> np.ndarray:
         """Decompress."""
-        try:
-            with np.load(self.path, allow_pickle=False) as archive:
-                return archive[self.name]
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-            raise DataError(f"{self.path}: array '{self.name}' cannot be read: {error}") from error
+        with (
+            _readable(f"{self.path}: array '{self.name}' cannot be read"),
+            np.load(self.path, allow_pickle=False) as archive,
+        ):
+            return archive[self.name]
 
 
 def load_npz(path: Path) -> dict[str, Any]:
     """The arrays of an `.npz` by name: mapped where they are stored, `LazyMember` where they are compressed."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            infos = [i for i in archive.infolist() if i.filename.endswith(".npy")]
-    except (zipfile.BadZipFile, OSError) as error:
-        raise DataError(f"{path} is not a readable .npz file: {error}") from error
+    with _readable(f"{path} is not a readable .npz file"), zipfile.ZipFile(path) as archive:
+        infos = [i for i in archive.infolist() if i.filename.endswith(".npy")]
     found: dict[str, Any] = {}
     for info in infos:
         name = info.filename[: -len(".npy")]
@@ -173,22 +180,22 @@ def load_npz(path: Path) -> dict[str, Any]:
 
 
 def _map_member(path: Path, info: zipfile.ZipInfo) -> np.ndarray | None:
-    """Map an uncompressed member; None when its header cannot be followed (numpy then reads it)."""
-    with open(path, "rb") as file:
-        file.seek(info.header_offset)
-        local = file.read(30)  # the local file header: two lengths at its end, then name and extra field
-        if local[:4] != b"PK\x03\x04":
-            return None
-        file.seek(info.header_offset + 30 + sum(struct.unpack("<HH", local[26:30])))
-        try:
+    """Map an uncompressed member; None when its header cannot be followed (numpy then reads it, or says why not)."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(info.header_offset)
+            local = file.read(30)  # the local file header: two lengths at its end, then name and extra field
+            start = info.header_offset + 30 + sum(struct.unpack("<HH", local[26:30]))
+            file.seek(start)
             version = np.lib.format.read_magic(file)
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape, fortran, dtype = read(file)
-        except ValueError:
-            return None
-        if dtype.hasobject or not np.prod(shape, dtype=np.int64):
-            return None
-        return np.memmap(path, dtype, "r", file.tell(), shape, "F" if fortran else "C")
+            size = math.prod(shape) * dtype.itemsize
+            if local[:4] != b"PK\x03\x04" or dtype.hasobject or not 0 < size <= start + info.file_size - file.tell():
+                return None
+            return np.memmap(path, dtype, "r", file.tell(), shape, "F" if fortran else "C")
+    except Exception:
+        return None
 
 
 __all__ = ["files", "load", "load_npz", "source"]

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 CHANNELS = (1, 3)
+BITS_PER_SAMPLE = 258  # a tag of TIFF 6.0, section 4
 
 
 @dataclass
@@ -53,16 +54,48 @@ class Recipe:
 
 
 def _decode(path: Path, height: int, width: int, mode: str) -> np.ndarray:
-    """[height, width, channels] uint8: the shorter side is fitted, the middle is cut out, nothing is distorted."""
-    image_module = _pillow()
+    """The image file as [height, width, channels] uint8. Raises DataError."""
+    opened = _pillow().open
     try:
-        with image_module.open(path) as file:
-            image = file.convert(mode)
-    except OSError as error:
-        raise DataError(f"{path} cannot be decoded as an image: {error}") from error
+        with opened(path) as file:
+            return _fitted(_plain(file, path).convert(mode), height, width)
+    except DataError:
+        raise
+    except Exception as error:  # a damaged file makes Pillow raise nearly anything
+        why = str(error).rstrip(".") or type(error).__name__
+        raise DataError(f"{path} cannot be decoded as an image: {why}; mend it or take it out of the data") from error
+
+
+def _plain(image: Any, path: Path) -> Any:
+    """An image as Pillow can convert it: gray values of more than 8 bits, which it would clip, are brought to 8."""
+    if image.mode.partition(";")[0] not in ("I", "F"):
+        return image
+    white = _white(image)
+    if white is None:
+        raise DataError(
+            f"{path} has {'floats' if image.mode == 'F' else 'whole numbers'} of an unknown range for pixels; "
+            "say what they mean with --preprocess FILE.py:FUNC, or give arrays"
+        )
+    values = np.asarray(image).astype(np.uint32)
+    return _pillow().fromarray(((values * 255 + white // 2) // white).astype(np.uint8))
+
+
+def _white(image: Any) -> int | None:
+    """The largest value of gray pixels of more than 8 bits; None where the file does not tell.
+
+    Pillow 10 opens 16-bit PNGs in mode I, later ones in I;16. All bring a PGM to 16 bits, but no TIFF of 12 bits.
+    """
+    if image.mode.startswith("I;16"):
+        bits = image.tag_v2.get(BITS_PER_SAMPLE, (16,))[0] if image.format == "TIFF" else 16
+        return int((1 << bits) - 1)
+    return 65535 if image.mode == "I" and image.format in ("PNG", "PPM") else None
+
+
+def _fitted(image: Any, height: int, width: int) -> np.ndarray:
+    """[height, width, channels]: the shorter side is fitted, the middle is cut out, nothing is distorted."""
     factor = max(width / image.width, height / image.height)
     size = (max(width, round(image.width * factor)), max(height, round(image.height * factor)))
-    image = image.resize(size, image_module.Resampling.BILINEAR)
+    image = image.resize(size, _pillow().Resampling.BILINEAR)
     left, top = (image.width - width) // 2, (image.height - height) // 2
     pixels = np.asarray(image.crop((left, top, left + width, top + height)))
     return pixels.reshape(height, width, -1)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from google.protobuf.message import DecodeError
 from onnx import numpy_helper
 
 from ..ir.errors import DataError
@@ -47,8 +46,8 @@ def _feed(folder: Path, specs: Mapping[str, InputSpec]) -> dict[str, Any]:
 
 def read(path: Path, sequence: bool = False) -> tuple[str, Any]:
     """(name in the file, array), or a list of arrays when a sequence is expected."""
-    data = path.read_bytes()
     try:
+        data = path.read_bytes()
         if sequence:
             found = onnx.SequenceProto()
             found.ParseFromString(data)
@@ -56,8 +55,8 @@ def read(path: Path, sequence: bool = False) -> tuple[str, Any]:
         tensor = onnx.TensorProto()
         tensor.ParseFromString(data)
         return tensor.name, numpy_helper.to_array(tensor)
-    except (DecodeError, ValueError, TypeError) as error:
-        raise DataError(f"{path} is not a readable tensor: {error}") from error
+    except Exception as error:  # a damaged file makes onnx and numpy raise nearly anything
+        raise DataError(f"{path} is not a readable tensor: {type(error).__name__}: {error}") from error
 
 
 __all__ = ["folders", "read", "source"]

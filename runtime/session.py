@@ -6,6 +6,7 @@ ONNX Runtime's errors become one line of `ModelError` or `DataError`. See `loadi
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,10 +16,11 @@ import numpy as np
 import onnxruntime as ort
 from onnx import helper
 
-from ..ir.errors import DataError, ModelError, RefusedFeeds, SlimError
+from ..ir.errors import DataError, ModelError, OptionError, RefusedFeeds, SlimError
 from .loading import ModelLike, digest, hash_file, payload
 from .specs import ORT_DTYPES, InputSpec, halved, rename_feeds, session_inputs
 
+THREADS = 64  # that no machine is too small for; a large one takes four a core
 _NOISE = (  # what of ONNX Runtime's messages says nothing to a user, and what replaces it
     (r"\[ONNXRuntimeError\] : \d+ : \w+ : ", ""),
     # C++ source and function
@@ -131,6 +133,14 @@ class Session:
         return [_from_ort(v, self.kinds.get(n, "")) for n, v in zip(self.outputs, found)]
 
 
+def check_threads(name: str, threads: int) -> None:
+    """Raises OptionError for too many to be meant: starting 100,000 takes minutes, in which no signal is heard."""
+    cores = os.cpu_count() or 1
+    most = max(THREADS, 4 * cores)
+    if threads > most:
+        raise OptionError(f"{name} is {threads}; expected at most {most} (cores of this machine: {cores})")
+
+
 def _options(threads: int, optimize: bool, arena: bool) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = 4
@@ -190,4 +200,4 @@ def _run_error(error: Exception) -> SlimError:
     return ModelError(f"the model fails when it runs: {text}")
 
 
-__all__ = ["ModelLike", "Session", "digest", "one_line"]
+__all__ = ["ModelLike", "Session", "check_threads", "digest", "one_line"]

@@ -12,6 +12,12 @@ import pytest
 import toys
 from commands import onnxslim, snapshot
 from onnx import TensorProto, helper
+from onnxslim_opt.ir.errors import OptionError
+
+from onnxslim_opt import optimize
+
+TOO_MANY = max(64, 4 * (os.cpu_count() or 1)) + 1
+"""Threads, one more than are taken."""
 
 
 @pytest.fixture
@@ -201,6 +207,8 @@ def test_bad_passes(capsys, room, passes, says):
         ("--exclude", "(", "regular expression", 1),
         ("--input-shape", "y:1,16", "'y'", 1),
         ("--recipe", "absent.toml", "absent.toml", 1),
+        ("--threads", TOO_MANY, f"threads is {TOO_MANY}|at most", 1),
+        ("--jobs", TOO_MANY, f"jobs is {TOO_MANY}|at most", 1),
         ("--seed", "x", "--seed", 2),
         ("--samples", "0", "--samples", 2),
         ("--memory", "0", "--memory", 2),
@@ -218,6 +226,17 @@ def test_bad_passes(capsys, room, passes, says):
 def test_bad_options(capsys, room, option, value, says, code):
     arguments = ("opt", room / "m.onnx", "-o", room / "out.onnx", "-p", "fold", option, value)
     refused(capsys, room, *arguments, says=says, code=code)
+
+
+def test_more_threads_than_can_be_meant(capsys, room):
+    """Starting 100,000 takes minutes in which no signal is heard."""
+    says = f"threads is {TOO_MANY}|at most"
+    for command in ("inspect", "bench", "sensitivity"):
+        refused(capsys, room, command, room / "m.onnx", "--threads", TOO_MANY, says=says)
+    (room / "r.toml").write_text(f"threads = {TOO_MANY}\n")
+    refused(capsys, room, "opt", room / "m.onnx", "--recipe", room / "r.toml", says=says)
+    with pytest.raises(OptionError, match=f"threads is {TOO_MANY}; expected at most"):
+        optimize(room / "m.onnx", "fold", threads=TOO_MANY)
 
 
 def test_an_unwritable_output_is_seen_before_the_work(capsys, room, monkeypatch):
@@ -243,6 +262,18 @@ def test_an_unwritable_output_is_seen_before_the_work(capsys, room, monkeypatch)
 def test_a_folder_without_the_right_to_write(capsys, room):
     (room / "locked").mkdir(mode=0o555)
     refused(capsys, room, "opt", room / "m.onnx", "-o", room / "locked" / "out.onnx", "-p", "fold", says="cannot write")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/fd"), reason="the system has no paths for pipes")
+@pytest.mark.parametrize("command", ["opt", "inspect", "bench"])
+def test_a_pipe_is_no_model(capsys, room, command):
+    """Models are read several times, and a pipe gives its bytes once; a link to a file is as good as the file."""
+    read, write = os.pipe()
+    os.close(write)
+    refused(capsys, room, command, f"/dev/fd/{read}", says=f"/dev/fd/{read}|a pipe or a device|save it to a file")
+    os.close(read)
+    (room / "link.onnx").symlink_to("m.onnx")
+    assert onnxslim(capsys, "inspect", room / "link.onnx", "--no-time").code == 0
 
 
 @pytest.mark.parametrize("command", ["opt", "inspect", "bench"])
@@ -276,6 +307,28 @@ def test_the_input_is_never_the_output(capsys, room):
         refused(capsys, room, "opt", room / "m.onnx", "-o", room / out, "-p", "fold", says="same file")
         refused(capsys, room, room / "m.onnx", room / out, says="same file")
     refused(capsys, room, "opt", room / "m.onnx", "-p", "fold", "--report", room / "m.onnx", says="same file")
+
+
+def test_no_result_is_written_over_what_the_run_reads(capsys, room):
+    (room / "r.json").write_text('{"seed": 1}')
+    (room / "task.py").write_text("def f(run):\n    return 1.0\n")
+    (room / "set").mkdir()
+    np.savez(room / "set" / "a.npz", x=np.zeros((8, 16), np.float32))
+    (room / "link").symlink_to(room / "d.npz")
+    own = ["opt", room / "m.onnx", "-p", "fold"]
+    out = [*own, "-o", room / "o.onnx"]
+    for arguments in (
+        [*own, "--data", room / "d.npz", "-o", room / "d.npz"],
+        [*own, "--data", room / "d.npz", "-o", room / "link"],
+        [*own, "--metric", f"{room}/task.py:f", "-o", room / "task.py"],
+        [*own, "--preprocess", f"{room}/task.py:f", "-o", room / "task.py"],
+        [*out, "--recipe", room / "r.json", "--report", room / "r.json"],
+        [*out, "--recipe", room / "r.json", "--timings", room / "r.json"],
+        [*out, "--report", room / "new.json", "--report", room / "new.json"],
+    ):
+        refused(capsys, room, *arguments, says="same file")
+    refused(capsys, room, *own, "--data", room / "set", "-o", room / "set" / "a.npz", says="one of the data")
+    assert onnxslim(capsys, *own, "--data", room / "set", "-o", room / "set" / "a.onnx").code == 0
 
 
 def test_external_data_outside_the_models_folder(capsys, room):

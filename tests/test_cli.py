@@ -413,6 +413,30 @@ def test_who_stops_listening_ends_no_run(room, toy_passes, monkeypatch, dead):
     assert (room / "out.onnx").is_file()
 
 
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="the system has no terminals of this kind")
+def test_a_terminal_that_is_closed_ends_no_run():
+    terminal, slave = os.openpty()
+    with open(slave, "w") as left:
+        stream = guard.patient(left)
+        os.close(terminal)
+        stream.write("nobody reads this\n")
+        stream.flush()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no device that is full")
+@pytest.mark.parametrize("dead", ["stdout", "stderr"])
+def test_a_full_disk_behind_a_stream_costs_its_text_alone(room, dead):
+    command = [sys.executable, "-m", "onnxslim_opt", "opt", "m.onnx", "-o", "out.onnx", "-p", "fold"]
+    with open("/dev/full", "w") as full:
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, dead: full}
+        done = subprocess.run(command, text=True, **streams)
+    assert (room / "out.onnx").is_file()
+    assert done.returncode == (1 if dead == "stdout" else 0)
+    if dead == "stdout":
+        lines = [line for line in done.stderr.splitlines() if not line.startswith("fold: ")]
+        assert lines == ["error: cannot write standard output: No space left on device"]
+
+
 def test_an_encoding_that_lacks_a_sign_ends_no_run():
     read, write = os.pipe()
     with open(write, "w", encoding="cp1252") as plain:

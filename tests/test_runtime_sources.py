@@ -110,6 +110,35 @@ def test_broken_and_pickled_arrays(tmp_path):
             resolve(tmp_path / name, DYNAMIC)
 
 
+def flipped(data: bytes, start: int) -> bytes:
+    """The bytes with a few of them turned over."""
+    return data[:start] + bytes(b ^ 0xFF for b in data[start : start + 8]) + data[start + 8 :]
+
+
+def test_damaged_npz_files_are_named(tmp_path):
+    np.savez_compressed(tmp_path / "packed.npz", x=DATA)
+    packed = (tmp_path / "packed.npz").read_bytes()
+    (tmp_path / "packed.npz").write_bytes(flipped(packed, 60))
+    np.savez(tmp_path / "stored.npz", x=DATA, y=DATA)
+    stored = (tmp_path / "stored.npz").read_bytes()
+    (tmp_path / "stored.npz").write_bytes(stored.replace(b"(10, 3)", b"(20, 3)"))  # ends within the next array
+    (tmp_path / "beyond.npz").write_bytes(stored.replace(b"(10, 3)", b"(99, 3)"))
+    (tmp_path / "locked.npz").write_bytes(_encrypted(packed))
+    for name in ("packed.npz", "stored.npz", "beyond.npz", "locked.npz"):
+        with pytest.raises(DataError, match=rf"{name}: array 'x' cannot be read: .*save it anew"):
+            resolve(tmp_path / name, DYNAMIC)
+
+
+def _encrypted(data: bytes) -> bytes:
+    """A zip file whose members say that they are encrypted."""
+    for mark, place in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        at = data.find(mark)
+        while at >= 0:
+            data = data[: at + place] + b"\x01" + data[at + place + 1 :]
+            at = data.find(mark, at + 4)
+    return data
+
+
 # ---------------------------------------------------------------- images
 
 
@@ -211,6 +240,44 @@ def test_undecodable_image_and_missing_pillow(tmp_path, monkeypatch):
         resolve(tmp_path, IMAGE).first()
 
 
+@pytest.mark.parametrize("what", ["header", "chunk", "bomb"])
+def test_damaged_images_are_named(pictures, what):
+    path = pictures / "class0" / "0.png"
+    data = path.read_bytes()
+    head = {
+        "header": data[:11] + b"\x05",
+        "chunk": data[:33] + b"\0\0\0\x05\0N'\x9c",
+        "bomb": data[:16] + b"\0\1\0\0" * 2,
+    }
+    path.write_bytes(head[what] + data[len(head[what]) :])
+    with pytest.raises(DataError, match=r"0\.png cannot be decoded as an image: .*; mend it or take it out"):
+        list(resolve(pictures, IMAGE))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_deep_gray_images_keep_their_ramp(tmp_path, channels):
+    """Pillow clips what is above 255 to white."""
+    image = pytest.importorskip("PIL.Image")
+    ramp = np.linspace(0, 65535, 256).round().astype(np.uint16).reshape(16, 16)
+    image.fromarray(ramp).save(tmp_path / "a.png")
+    image.fromarray(ramp).save(tmp_path / "b.tif")
+    (tmp_path / "c.pgm").write_bytes(b"P5 16 16 65535\n" + ramp.astype(">u2").tobytes())
+    (tmp_path / "d.pgm").write_bytes(b"P5 16 16 1000\n" + (ramp // 66).astype(">u2").tobytes())
+    model = ir.text.parse(f"g (uint8[1,{channels},16,16] x) => (uint8[1,{channels},16,16] y) {{ y = Identity(x) }}")
+    for feed in resolve(tmp_path, model):
+        expected = np.broadcast_to(np.arange(256).reshape(16, 16), (1, channels, 16, 16))
+        np.testing.assert_allclose(feed["x"].astype(int), expected, atol=3)
+        assert feed["x"].min() == 0
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_pixels_of_an_unknown_range_are_refused(tmp_path, kind):
+    image = pytest.importorskip("PIL.Image")
+    image.fromarray(np.arange(64, dtype=kind).reshape(8, 8)).save(tmp_path / "a.tif")
+    with pytest.raises(DataError, match=r"a\.tif has .* of an unknown range .*--preprocess"):
+        resolve(tmp_path, IMAGE).first()
+
+
 # ---------------------------------------------------------------- test_data_set folders
 
 
@@ -226,9 +293,10 @@ def test_model_zoo_test_data(tmp_path):
     feeds = resolve(tmp_path, TWO)
     assert [int(f["rate"]) for f in feeds] == [0, 2, 10]
     assert len(resolve(tmp_path / "test_data_set_2", TWO)) == 1
-    (tmp_path / "test_data_set_0" / "input_0.pb").write_bytes(b"\xff\xff")
-    with pytest.raises(DataError, match=r"input_0\.pb"):
-        resolve(tmp_path, TWO).first()
+    for damaged in (b"\xff\xff", onnx.TensorProto(data_type=99).SerializeToString()):
+        (tmp_path / "test_data_set_0" / "input_0.pb").write_bytes(damaged)
+        with pytest.raises(DataError, match=r"input_0\.pb"):
+            resolve(tmp_path, TWO).first()
 
 
 def test_onnx_own_node_cases_have_this_form(tmp_path):
