@@ -15,10 +15,12 @@ import numpy as np
 import onnxruntime as ort
 from onnx import helper
 
-from ..ir.errors import DataError, ModelError, SlimError
+from ..ir.errors import DataError, ModelError, OptionError, SlimError
 from .loading import ModelLike, digest, hash_file, payload
 from .specs import ORT_DTYPES, InputSpec, halved, rename_feeds, session_inputs
 
+MOST_THREADS = 4096
+"""More than any machine has cores; each is started, whether there is a core for it or not."""
 _NOISE = (  # what of ONNX Runtime's messages says nothing to a user, and what replaces it
     (r"\[ONNXRuntimeError\] : \d+ : \w+ : ", ""),
     # C++ source and function
@@ -132,6 +134,8 @@ class Session:
 
 
 def _options(threads: int, optimize: bool, arena: bool) -> Any:
+    if not 0 <= threads <= MOST_THREADS:
+        raise OptionError(f"threads is {threads}; expected a number from 0 to {MOST_THREADS}")
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = threads
