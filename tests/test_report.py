@@ -292,6 +292,7 @@ def test_files_that_are_still_to_come_are_told_by_absolute_path(tmp_path, monkey
         *(("max_drop", value) for value in (math.nan, math.inf, -0.1, "-1%")),
         *((name, 5000) for name in ("jobs", "threads")),
     ],
+    ids=lambda value: str(value)[:20],
 )
 def test_numbers_that_make_no_sense_are_refused(key, value):
     with pytest.raises(OptionError, match=f"^{key} "):
