@@ -7,14 +7,21 @@ from typing import Any
 
 import click
 
-from .options import data_options, read_data_options, threads_option, verbose_option
+from .options import data_options, finite, read_data_options, threads_option, verbose_option
 
 
 @click.command(short_help="Time models in turns.")
 @click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
 @data_options
 @threads_option
-@click.option("--seconds", type=click.FloatRange(0.1), default=4.0, show_default=True, help="Time for all together.")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0.1),
+    callback=finite,
+    default=4.0,
+    show_default=True,
+    help="Time for all together.",
+)
 @verbose_option
 def bench(models: tuple[Path, ...], threads: int, seconds: float, verbose: bool, **values: Any) -> None:
     """Time MODELS in turns (A B A B ...) on one feed: medians, and the median ratio to the first."""

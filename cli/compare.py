@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .options import data_options, read_data_options, threads_option, verbose_option
+from .options import data_options, finite, read_data_options, threads_option, verbose_option
 
 
 @click.command(short_help="Where two models differ, tensor by tensor.")
@@ -18,6 +18,7 @@ from .options import data_options, read_data_options, threads_option, verbose_op
 @click.option(
     "--min-sqnr",
     type=float,
+    callback=finite,
     default=60.0,
     show_default=True,
     metavar="DB",

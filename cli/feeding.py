@@ -14,7 +14,7 @@ def feeds_for(model: Path, values: dict[str, Any]) -> Any:
     from ..runtime import feeds
     from . import show
 
-    settings = Settings(**{k: v for k, v in values.items() if v is not None})
+    settings = Settings(**{k: v for k, v in values.items() if v is not None}).checked()
     found = feeds.resolve(settings.data, ir.load(model), data_options(settings))
     for text in found.notes:
         show.err().print(text, style="yellow", soft_wrap=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -40,6 +41,13 @@ def image_size(text: str | None) -> Any:
     if len(parts) > 2 or not all(p.strip().isdigit() and int(p) > 0 for p in parts):
         raise click.BadParameter(f"{text!r} is not a size like 224 or 480x640", param_hint="'--image-size'")
     return int(parts[0]) if len(parts) == 1 else (int(parts[0]), int(parts[1]))
+
+
+def finite(ctx: click.Context, parameter: click.Parameter, value: float) -> float:
+    """The callback of a number that has to be one: click reads "nan" and "inf" as numbers, and NaN is in any range."""
+    if not math.isfinite(value):
+        raise click.BadParameter(f"{value} is not a finite number.")
+    return value
 
 
 HELP = {

@@ -45,7 +45,7 @@ def sensitivity(model: Path, ratios: str, rows: int, threads: int, verbose: bool
 
 def _shares(text: str) -> tuple[float, ...]:
     shares = numbers(text, "--ratios", "0.125,0.25,0.5") or ()
-    if not shares or list(shares) != sorted(set(shares)) or not 0 < shares[0] <= shares[-1] < 1:
+    if not shares or not all(0 < s < 1 for s in shares) or list(shares) != sorted(set(shares)):
         raise click.BadParameter(f"{text!r} is no rising list of shares like 0.125,0.25,0.5", param_hint="'--ratios'")
     return shares
 

@@ -13,10 +13,8 @@ from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
 from .errors import ModelError
 from .importing import UnsetText, np_dtype, tensor_shape
-from .model import Model, nbytes
+from .model import INLINE_LIMIT, Model, nbytes
 from .values import ExternalValues, ProtoValues
-
-INLINE_LIMIT = 2**31 - 2**20  # protobuf refuses messages of 2 GiB; leave room for the graph
 
 
 @lru_cache(maxsize=4096)

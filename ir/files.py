@@ -18,9 +18,9 @@ from onnx import TensorProto
 
 from . import wire
 from .errors import ModelError, OutputError
-from .exporting import INLINE_LIMIT, bare, tensor_proto, to_proto, weight_bytes
+from .exporting import bare, tensor_proto, to_proto, weight_bytes
 from .importing import from_proto
-from .model import Model, nbytes
+from .model import INLINE_LIMIT, Model, nbytes
 from .values import LARGE, ExternalValues, take_weights
 
 PathLike = str | os.PathLike[str]
@@ -110,17 +110,17 @@ def atomic(path: PathLike) -> Iterator[IO[bytes]]:
 def save(model: Model, path: PathLike) -> None:
     """Write a model file, atomically.
 
-    Weights go to `<name>.data` beside it when the model came with external data or exceeds 2 GiB; `<name>.1.data` and
-    so on when a file of that name is the model's own or not that of the model that is replaced. Raises OutputError
-    when the place cannot be written, or holds the weights that the model came with; a file that stood there before is
-    then untouched.
+    Weights of 1 KiB and more go to `<name>.data` beside it when the model came with external data or exceeds 2 GiB;
+    `<name>.1.data` and so on when a file of that name is the model's own or not that of the model that is replaced.
+    Raises OutputError when the place cannot be written, or holds the weights that the model came with; a file that
+    stood there before is then untouched.
     """
     path = Path(path)
     if _holds_weights(model, path):
         raise OutputError(f"cannot write {path}: the model's own weights lie there; name another")
     if path.is_dir():
         raise OutputError(f"cannot write {path}: it is a folder")
-    if model.header.external or weight_bytes(model) > INLINE_LIMIT:
+    if (model.header.external and _has_large(model)) or weight_bytes(model) > INLINE_LIMIT:
         _save_external(model, path)
         return
     with atomic(path) as file:
@@ -159,6 +159,12 @@ def data_place(path: Path, held: Callable[[Path], bool]) -> Path:
     suffixes = itertools.chain([""], (f".{k}" for k in itertools.count(1)))
     places = (path.with_name(f"{path.name}{suffix}.data") for suffix in suffixes)
     return next(p for p in places if not held(p) and (p in replaced or not os.path.lexists(p)))
+
+
+def _has_large(model: Model) -> bool:
+    """Whether any weight would leave the message."""
+    defaults = (gs.Constant(name, values) for name, values in model.header.defaults.items())
+    return any(_shell(tensor) is not None for tensor in itertools.chain(model.constants().values(), defaults))
 
 
 def _holds_weights(model: Model, path: Path) -> bool:

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from onnx import AttributeProto, helper, numpy_helper
+from onnx import AttributeProto, helper
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from . import order
 from .errors import ModelError
-from .model import DEFAULT_DOMAINS, Header, Model
+from .external import M, embedded
+from .model import DEFAULT_DOMAINS, INLINE_LIMIT, Header, Model
 from .values import ExternalValues, ProtoValues, lazy_values, np_dtype
 from .wellformed import check_node
 
@@ -75,6 +76,22 @@ class _Importer:
         self.header = _header(proto)
         self.tensors, self.node_names = _Names(), _Names()
         self.values: list[LazyValues] = []
+        self.room = INLINE_LIMIT
+        self.header.functions = tuple(map(self.embed, proto.functions))
+        self.header.training_info = tuple(map(self.embed, proto.training_info))
+
+    def lazy(self, tensor: onnx.TensorProto) -> LazyValues:
+        """The undecoded values of a tensor, remembered for the files that hold them."""
+        values = lazy_values(tensor, self.base)
+        self.values.append(values)
+        return values
+
+    def embed(self, message: M) -> M:
+        """A message that is kept as it is, with its external data."""
+        found, taken = embedded(message, self.base, self.room)
+        self.room -= sum(v.packed_nbytes for v in taken)
+        self.values.extend(taken)
+        return found
 
     def variable(self, info: onnx.ValueInfoProto, name: str) -> gs.Variable:
         tensor_type = info.type.tensor_type
@@ -108,13 +125,26 @@ class _Importer:
             if tensor.name in found:
                 raise ModelError(f"initializer '{tensor.name}' is defined twice")
             raw = self.raw.get(tensor.name) if proto is self.proto.graph else None
-            values = lazy_values(tensor, self.base) if raw is None else ProtoValues(tensor, raw)
-            self.values.append(values)
+            values = self.lazy(tensor) if raw is None else ProtoValues(tensor, raw)
             found[tensor.name] = gs.Constant(self.tensors.claim(tensor.name), values)
         for sparse in proto.sparse_initializer:
-            found[sparse.values.name] = gs.Constant(self.tensors.claim(sparse.values.name), _dense(sparse))
+            found[sparse.values.name] = gs.Constant(self.tensors.claim(sparse.values.name), self.dense(sparse))
         scope.update(found)
         return found
+
+    def dense(self, sparse: onnx.SparseTensorProto) -> np.ndarray:
+        """A sparse initializer as a dense array (ONNX Runtime does the same at load)."""
+        values, indices = self.lazy(sparse.values).load(), self.lazy(sparse.indices).load()
+        try:
+            dense = np.zeros(tuple(sparse.dims), values.dtype)
+        except MemoryError:
+            told = f"sparse initializer '{sparse.values.name}' of shape {list(sparse.dims)}"
+            raise ModelError(f"{told} does not fit into memory when it is made dense") from None
+        if indices.ndim == 1:
+            dense.reshape(-1)[indices] = values
+        else:
+            dense[tuple(indices.T)] = values
+        return dense
 
     def inputs(self, proto: Any, scope: dict[str, Any], initializers: dict[str, Any], main: bool) -> list[Any]:
         listed = []
@@ -165,7 +195,7 @@ class _Importer:
             return False
         tensor = scope[node.output[0]]
         if attribute.name == "value":
-            tensor.to_constant(lazy_values(attribute.t, self.base))
+            tensor.to_constant(self.lazy(attribute.t))
         else:
             tensor.to_constant(np.array(helper.get_attribute_value(attribute), _CONSTANT_FORMS[attribute.name]))
         tensor.__dict__.setdefault("_export_dtype", None)
@@ -201,12 +231,12 @@ class _Importer:
         if proto.type == AttributeProto.STRINGS:
             return [_text(s) for s in proto.strings]
         if proto.type == AttributeProto.TENSOR:
-            return gs.Constant(proto.t.name, lazy_values(proto.t, self.base))
+            return gs.Constant(proto.t.name, self.lazy(proto.t))
         if proto.type == AttributeProto.GRAPH:
             return self.graph(proto.g, scope, main=False)
         if proto.type == AttributeProto.GRAPHS:
             raise ModelError(f"attribute '{proto.name}' is a list of graphs, which is not supported")
-        return proto
+        return self.embed(proto)
 
 
 def _text(value: bytes) -> str | bytes:
@@ -214,17 +244,6 @@ def _text(value: bytes) -> str | bytes:
         return value.decode()
     except UnicodeDecodeError:
         return value
-
-
-def _dense(sparse: onnx.SparseTensorProto) -> np.ndarray:
-    """A sparse initializer as a dense array (ONNX Runtime does the same at load)."""
-    values, indices = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
-    dense = np.zeros(tuple(sparse.dims), values.dtype)
-    if indices.ndim == 1:
-        dense.reshape(-1)[indices] = values
-    else:
-        dense[tuple(indices.T)] = values
-    return dense
 
 
 def _header(proto: onnx.ModelProto) -> Header:
@@ -238,8 +257,6 @@ def _header(proto: onnx.ModelProto) -> Header:
         model_version=proto.model_version,
         doc_string=proto.doc_string,
         metadata={p.key: p.value for p in proto.metadata_props},
-        functions=tuple(proto.functions),
-        training_info=tuple(proto.training_info),
         quantization_annotation=tuple(graph.quantization_annotation),
         graph_metadata=tuple(getattr(graph, "metadata_props", ())),
         configuration=tuple(getattr(proto, "configuration", ())),

@@ -11,6 +11,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 DEFAULT_DOMAINS = ("", "ai.onnx")
+INLINE_LIMIT = 2**31 - 2**20  # protobuf refuses messages of 2 GiB; leave room for the graph
 
 
 @dataclass

@@ -97,7 +97,11 @@ def _external(proto: TensorProto, base: Path | None) -> ExternalValues:
     path = Path(os.path.realpath(root / location))
     if not location or os.path.isabs(location) or root not in path.parents:
         raise ModelError(f"initializer '{proto.name}': external data '{location}' leaves the model's folder; refused")
-    if not path.is_file():
+    if proto.data_type == TensorProto.STRING:
+        raise ModelError(
+            f"initializer '{proto.name}' holds strings, which ONNX keeps in the model file, not '{location}'"
+        )
+    if not os.path.isfile(path):  # false for names that are too long, too
         raise ModelError(f"initializer '{proto.name}': external data file '{location}' is missing beside the model")
     size = path.stat().st_size
     offset = int(info.get("offset", 0) or 0)

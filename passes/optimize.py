@@ -321,6 +321,7 @@ def _exclude_notes(model: Model, passes: Sequence[tuple[Pass, bool]], settings: 
 
 
 def _bytes(model: Any) -> bytes | None:
-    from ..ir.exporting import INLINE_LIMIT, weight_bytes
+    from ..ir.exporting import weight_bytes
+    from ..ir.model import INLINE_LIMIT
 
     return ir.to_bytes(model) if weight_bytes(model) <= INLINE_LIMIT else None

@@ -11,6 +11,7 @@ of its own run. Passes are the text of `-p`, or one table each:
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import sys
@@ -22,6 +23,7 @@ from typing import Any
 
 from ..ir.errors import OptionError
 from ..runtime.session import check_threads
+from ..runtime.sources import RANDOM
 from ..runtime.timings import Timings
 from . import spec
 from .base import Pass
@@ -97,6 +99,7 @@ class Settings:
             image_size=_size(self.image_size),
             image_mean=_reals("image_mean", self.image_mean),
             image_std=_reals("image_std", self.image_std),
+            image_scale=None if self.image_scale is None else _real("image_scale", self.image_scale),
         )
 
     def parsed(self) -> tuple[Pass, ...]:
@@ -104,7 +107,10 @@ class Settings:
         given = (self.passes,) if isinstance(self.passes, str | Pass) else self.passes
         if not isinstance(given, Iterable):
             raise OptionError(f"passes is {given!r}; {PASSES}")
-        return tuple(p for item in given for p in _as_passes(item))
+        passes = tuple(p for item in given for p in _as_passes(item))
+        if not passes:
+            raise OptionError(spec.NO_PASS)
+        return passes
 
     def command(self) -> dict[str, Any]:
         """The recipe of this run, JSON-ready: what differs from the defaults, files by absolute path."""
@@ -139,7 +145,7 @@ def load(path: str | Path) -> dict[str, Any]:
             raise OptionError(f"recipe {path}: {key!r} is no part of a recipe; give it on the command line")
         if key not in known:
             raise OptionError(f"recipe {path}: unknown key {key!r}{nearest(key, known | {'pass'})}")
-    return {k: _beside(path, v) if k in PATHS else v for k, v in table.items()}
+    return {k: _beside(path, v) if k in PATHS and not _is_random(k, v) else v for k, v in table.items()}
 
 
 def fraction(value: float | str | None) -> float | None:
@@ -194,7 +200,7 @@ def _as_passes(item: Any) -> tuple[Pass, ...]:
     if not isinstance(item, Pass):
         made = f"the class {item.__name__}" if isinstance(item, type) else repr(item)
         raise OptionError(f"passes holds {made}; {PASSES}")
-    return (item,)
+    return (spec.checked(item),)
 
 
 def _is_default(f: Field[Any], value: Any) -> bool:
@@ -204,17 +210,26 @@ def _is_default(f: Field[Any], value: Any) -> bool:
     return value is f.default or (type(value) is type(f.default) and bool(value == f.default))
 
 
+def _is_random(name: str, value: Any) -> bool:
+    """Whether this is the word for random feeds, and no file, whatever lies about; `./random` is one."""
+    return name == "data" and isinstance(value, str) and value == RANDOM
+
+
 def _beside(path: Path, value: Any) -> Any:
     """A file named in a recipe lies beside it, or where the command runs."""
     if not isinstance(value, str) or not value:
         return value
-    near = path.parent / value
-    return str(near) if (path.parent / value.rsplit(":", 1)[0]).exists() else value
+    near = os.path.join(path.parent, value)
+    return near if (path.parent / value.rsplit(":", 1)[0]).exists() else value
 
 
 def _plain(name: str, value: Any) -> Any:
+    if _is_random(name, value):
+        return value
     if name in PATHS and isinstance(value, str | Path):
         return _absolute(str(value))
+    if isinstance(value, re.Pattern):
+        return value.pattern
     if isinstance(value, Mapping):
         return {str(k): _plain(name, v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -228,8 +243,7 @@ def _absolute(value: str) -> str:
     file, colon, function = value.rpartition(":")
     if colon and file.endswith(".py"):
         return f"{Path(file).expanduser().resolve()}:{function}"
-    path = Path(value).expanduser()
-    return str(path.resolve()) if path.exists() or path.suffix else value
+    return str(Path(value).expanduser().resolve())
 
 
 def _shapes(value: Any) -> dict[str, tuple[int, ...]]:
@@ -257,8 +271,8 @@ def _reals(name: str, value: Any) -> tuple[float, ...] | None:
     if value is None:
         return None
     listed = _listed(value)
-    if listed is None or not all(isinstance(v, Real) and not isinstance(v, bool) for v in listed):
-        raise OptionError(f"{name} is {value!r}; expected a list of numbers, one a channel")
+    if listed is None or not all(isinstance(v, Real) and math.isfinite(_float(v)) for v in listed):
+        raise OptionError(f"{name} is {value!r}; expected a list of finite numbers, one a channel")
     return tuple(v if isinstance(v, int) else float(v) for v in listed)
 
 
@@ -282,10 +296,15 @@ def _number(name: str, value: Any, least: int) -> None:
 
 
 def _real(name: str, value: Any) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise OptionError(f"{name} is {value!r}; expected a number") from None
-    if number != number:
-        raise OptionError(f"{name} is NaN; expected a number")
+    number = _float(value)
+    if not math.isfinite(number):
+        raise OptionError(f"{name} is {value!r}; expected a finite number")
     return number
+
+
+def _float(value: Any) -> float:
+    """A number or its text as a float; NaN for anything else, truth values among them."""
+    try:
+        return math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan

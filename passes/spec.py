@@ -11,18 +11,22 @@ from __future__ import annotations
 
 import builtins
 import inspect
+import math
 import re
 import sys
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, fields, replace
+from numbers import Integral, Real
 from typing import Any, Literal, Union
 
 from ..ir.errors import OptionError
 from .base import Pass
 from .registry import Registry, nearest, registry
 
+NO_PASS = "no pass is named; `onnxslim passes` lists them"
+PLAIN = {int, float, bool, str, type(None)}
 TRUE, FALSE, NOTHING = ("true", "yes", "on", "1"), ("false", "no", "off", "0"), ("none", "null")
 QUOTED = re.compile(r'(?:(?<=[=+])|\A)\s*"((?:[^"]|"")*)"(?=\s*(?:[:,+]|\Z))')
 """A quoted value, or part of a list: behind the sign that opens it, before the one that ends it."""
@@ -45,7 +49,7 @@ def parse(text: str, known: Registry | None = None) -> tuple[Pass, ...]:
     """Passes of `name:key=value:key=value,name2`. Raises OptionError naming the part that is wrong."""
     parts = [part.strip() for part in _split(text, ",")]
     if not any(parts):
-        raise OptionError("no pass is named; `onnxslim passes` lists them")
+        raise OptionError(NO_PASS)
     if not all(parts):
         raise OptionError(f"empty pass name in {text!r}; passes are joined by single commas")
     return tuple(_one(part, known or registry()) for part in parts)
@@ -65,6 +69,16 @@ def build(name: str, values: Mapping[str, Any], known: Registry | None = None) -
         return cls(**read)
     except (ValueError, TypeError, OptionError) as e:
         raise OptionError(f"pass {name!r}: {e}") from None
+
+
+def checked(p: Pass) -> Pass:
+    """A pass that was made in Python, with its options refused or taken as `build` does: plain numbers, within limits.
+
+    Options of types that no text can say are left alone, passes inside a pass are looked at.
+    """
+    read = {f.name: _made(type(p), f, getattr(p, f.name)) for f in fields(p) if f.init}
+    new = {k: v for k, v in read.items() if type(v) is not type(old := getattr(p, k)) or v != old}
+    return replace(p, **new) if new else p
 
 
 def show(passes: Pass | Iterable[Pass]) -> str:
@@ -132,13 +146,25 @@ def _joined(settings: Sequence[str]) -> list[str]:
     return found
 
 
-def _value(cls: type[Pass], f: Field[Any], raw: Any) -> Any:
+def _value(cls: type[Pass], f: Field[Any], raw: Any, take: Callable[[Any, Any], Any] | None = None) -> Any:
     try:
-        value = _read(raw, _type(cls, f)) if isinstance(raw, str) else _check(raw, _type(cls, f))
+        value = (take or _taken)(raw, _type(cls, f))
         _within(value, f.metadata)
-    except ValueError as e:
+    except (ValueError, OverflowError) as e:
         raise OptionError(f"pass {cls.name!r}: {f.name}={raw}: {e}") from None
     return value
+
+
+def _made(cls: type[Pass], f: Field[Any], value: Any) -> Any:
+    """An option as Python gave it; text stays text, where a number is due it is refused."""
+    if isinstance(value, (tuple, list)) and any(isinstance(v, Pass) for v in value):
+        return tuple(checked(v) if isinstance(v, Pass) else v for v in value)
+    kind = _type(cls, f)
+    return _value(cls, f, value, _check) if set(_members(kind)) <= PLAIN or _is_list(kind) else value
+
+
+def _taken(value: Any, kind: Any) -> Any:
+    return _read(value, kind) if isinstance(value, str) else _check(value, kind)
 
 
 def _read(text: str, kind: Any) -> Any:
@@ -147,10 +173,9 @@ def _read(text: str, kind: Any) -> Any:
         return _read_union(text, typing.get_args(kind))
     if typing.get_origin(kind) is Literal:
         return _read_literal(text, typing.get_args(kind))
-    if typing.get_origin(kind) in (tuple, list, Sequence) or kind in (tuple, list):
-        inner = next((a for a in typing.get_args(kind) if a is not Ellipsis), str)
+    if _is_list(kind):
         parts = [text] if isinstance(text, Quoted) else [_unquoted(part) for part in _split(text, "+") if part]
-        return tuple(_read(part, inner) for part in parts)
+        return tuple(_read(part, _inner(kind)) for part in parts)
     if kind is bool:
         return _read_bool(text)
     if kind in (int, float):
@@ -191,23 +216,30 @@ def _read_number(text: str, kind: type) -> Any:
         value = kind(text[:-1]) / 100 if percent else kind(text)
     except ValueError:
         raise ValueError(f"expected {'a whole number' if kind is int else 'a number'}") from None
-    if value != value:
-        raise ValueError("expected a number")
+    return _finite(value)
+
+
+def _finite(value: Any) -> Any:
+    if not math.isfinite(value):
+        raise ValueError("expected a finite number")
     return value
 
 
 def _check(value: Any, kind: Any) -> Any:
-    """A value that is not text (from TOML or Python), taken as it is where the type allows it."""
-    members = typing.get_args(kind) if _is_union(kind) else (kind,)
-    if isinstance(value, list):
-        return tuple(value)
-    simple = tuple(m for m in members if isinstance(m, type))
-    if float in simple and isinstance(value, int) and not isinstance(value, bool) and int not in simple:
-        return float(value)
-    if simple and len(simple) == len(members):
-        wrong = isinstance(value, bool) and bool not in simple
-        if wrong or not isinstance(value, simple):
-            raise ValueError(f"expected {_name(kind)}")
+    """A value with a type of its own (from TOML or Python), where the option's type allows it; numbers become plain."""
+    members = _members(kind)
+    lists = [m for m in members if _is_list(m)]
+    simple = tuple(m for m in members if isinstance(m, type) and m not in lists)
+    if lists and isinstance(value, (list, tuple)):
+        return tuple(_taken(v, _inner(lists[0])) for v in value)
+    if not isinstance(value, bool):
+        if int in simple and isinstance(value, Integral):
+            return int(value)
+        if float in simple and isinstance(value, Real):
+            return _finite(float(value))
+    wrong = not isinstance(value, simple) or (isinstance(value, bool) and bool not in simple)
+    if wrong and len(simple) + len(lists) == len(members):
+        raise ValueError(f"expected {_name(kind).replace('tuple', 'list')}")
     return value
 
 
@@ -250,6 +282,19 @@ def _name(kind: Any) -> str:
 
 def _is_union(kind: Any) -> bool:
     return typing.get_origin(kind) in (Union, types.UnionType)
+
+
+def _members(kind: Any) -> tuple[Any, ...]:
+    return typing.get_args(kind) if _is_union(kind) else (kind,)
+
+
+def _is_list(kind: Any) -> bool:
+    return typing.get_origin(kind) in (tuple, list, Sequence) or kind in (tuple, list)
+
+
+def _inner(kind: Any) -> Any:
+    """What a list holds; texts where nothing says so."""
+    return next((a for a in typing.get_args(kind) if a is not Ellipsis), str)
 
 
 def _show_one(p: Pass) -> str:

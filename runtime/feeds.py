@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -112,8 +113,7 @@ class Store:
             self.count = self.source.count
         if self.count is None:
             count = 0
-            wanted = None if most is None else range(most)
-            for i, raw in self.source.read(wanted):
+            for i, raw in itertools.islice(self.source.read(None), most):
                 self._take(i, raw)
                 count = i + 1
             self.count = count
@@ -219,7 +219,7 @@ class Feeds:
 
     def _choose(self) -> list[int]:
         """Which feeds of the whole source are used: all up to `samples`, spread where one can choose."""
-        most = DEFAULT_SAMPLES if self._samples is None else self._samples
+        most = DEFAULT_SAMPLES if self._samples is None else min(self._samples, sys.maxsize - 1)
         count = self._store.measure(most + 1)
         if not count:
             raise DataError("the data is empty: no feed came from it")

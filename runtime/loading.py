@@ -27,9 +27,9 @@ from onnx import TensorProto, helper
 
 from .. import ir
 from ..ir.errors import ModelError
-from ..ir.exporting import INLINE_LIMIT, tensor_proto, to_proto, weight_bytes
+from ..ir.exporting import tensor_proto, to_proto, weight_bytes
 from ..ir.files import check_there
-from ..ir.model import Model
+from ..ir.model import INLINE_LIMIT, Model
 from ..ir.spill import let_go
 from ..ir.wire import data_files
 

@@ -17,7 +17,8 @@ import numpy as np
 
 from .. import ir
 from ..ir.errors import DataError, ModelError
-from ..ir.exporting import INLINE_LIMIT, weight_bytes
+from ..ir.exporting import weight_bytes
+from ..ir.model import INLINE_LIMIT
 from .loading import ModelLike, digest
 from .specs import model_inputs, rename_feeds
 

@@ -11,6 +11,7 @@ import onnx
 from onnx import numpy_helper
 
 from ..ir.errors import DataError
+from ..ir.external import external_tensors
 from .feeds import Indexed
 from .specs import InputSpec
 
@@ -46,15 +47,16 @@ def _feed(folder: Path, specs: Mapping[str, InputSpec]) -> dict[str, Any]:
 
 def read(path: Path, sequence: bool = False) -> tuple[str, Any]:
     """(name in the file, array), or a list of arrays when a sequence is expected."""
+    found = onnx.SequenceProto() if sequence else onnx.TensorProto()
     try:
-        data = path.read_bytes()
-        if sequence:
-            found = onnx.SequenceProto()
-            found.ParseFromString(data)
+        found.ParseFromString(path.read_bytes())
+        if any(external_tensors(found)):
+            raise DataError(f"{path} keeps its values in another file, which is not followed; store them in it")
+        if isinstance(found, onnx.SequenceProto):
             return found.name, numpy_helper.to_list(found)
-        tensor = onnx.TensorProto()
-        tensor.ParseFromString(data)
-        return tensor.name, numpy_helper.to_array(tensor)
+        return found.name, numpy_helper.to_array(found)
+    except DataError:
+        raise
     except Exception as error:  # a damaged file makes onnx and numpy raise nearly anything
         raise DataError(f"{path} is not a readable tensor: {type(error).__name__}: {error}") from error
 

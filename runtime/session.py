@@ -142,6 +142,7 @@ def check_threads(name: str, threads: int) -> None:
 
 
 def _options(threads: int, optimize: bool, arena: bool) -> Any:
+    check_threads("threads", threads)
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = threads

@@ -25,6 +25,9 @@ FORMS = (
     "FILE.py:FUNC, or random"
 )
 
+RANDOM = "random"
+"""The text that stands for random feeds; a file of that name is `./random`."""
+
 IMAGE = ("image_size", "image_mean", "image_std", "image_layout", "image_scale", "preprocess")
 """Options that say how files of images become arrays."""
 
@@ -84,7 +87,7 @@ def resolve(spec: Any, model: Model, options: DataOptions | None = None) -> Feed
     if isinstance(spec, Feeds):
         return spec if options.samples is None else spec.spread(options.samples)
     notes: list[str] = []
-    if spec is None or (isinstance(spec, str) and spec == "random"):
+    if spec is None or (isinstance(spec, str) and spec == RANDOM):
         notes += _without_effect(options, IMAGE, "there is no data")
         source: Source = synthetic.source(model, specs, options)
         return _feeds(source, specs, options, notes, extras=False, kind="random")
@@ -116,7 +119,7 @@ def _empty(value: Any) -> bool:
 
 
 def _finite(value: Any) -> bool:
-    return isinstance(value, Real) and math.isfinite(value)
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _feeds(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from ..ir.errors import DataError, SlimError
+from ..ir.errors import DataError, OptionError, SlimError
 from ..ir.model import Model
 from .feeds import Indexed
 from .session import Session
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .sources import DataOptions
 
 DEFAULT_COUNT = 8
+MOST = 100_000  # all are made and checked before a run; more of what means nothing says no more
 IMAGE_SIZES = (224, 64, 256, 32, 320, 512, 640, 28, 128, 299)  # for height and width that the model leaves open
 LENGTHS = (16, 64, 128, 1, 8, 32, 256, 512, 2, 1024, 4000, 16000)  # for other dimensions: tokens, frames, samples
 RATES = ("sr", "sample_rate", "sampling_rate")  # speech models take one of two rates as a scalar
@@ -33,7 +34,15 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def source(model: Model, specs: Mapping[str, InputSpec], options: DataOptions) -> Indexed:
-    """Random feeds for a model. Raises DataError when no shapes are found that it runs with."""
+    """Random feeds for a model, which raise DataError when no shapes are found that it runs with.
+
+    Raises OptionError for more than `MOST`.
+    """
+    count = options.samples or DEFAULT_COUNT
+    if count > MOST:
+        raise OptionError(
+            f"samples is {count}; of random feeds there are {MOST} at most: ask for fewer, or give --data"
+        )
     made: list[tuple[Shapes, dict[str, int]]] = []
 
     def load(index: int) -> dict[str, Any]:
@@ -42,7 +51,7 @@ def source(model: Model, specs: Mapping[str, InputSpec], options: DataOptions) -
             made.append((find_shapes(model, specs, options, limits), limits))
         return feed(specs, made[0][0], options.seed, index, made[0][1])
 
-    return Indexed(options.samples or DEFAULT_COUNT, load)
+    return Indexed(count, load)
 
 
 def feed(

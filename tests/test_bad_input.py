@@ -183,7 +183,9 @@ def test_bad_metrics(capsys, room, metric, says):
         ("flod", "unknown pass 'flod'|did you mean 'fold'|known:"),
         ("fold:grwth=1", "no option 'grwth'|did you mean 'growth'"),
         ("fold:growth=lots", "growth=lots|expected a number"),
-        ("fold:growth=inf", "growth=inf|no share"),
+        ("fold:growth=inf", "growth=inf|finite"),
+        ("prune:speedup=inf", "speedup=inf|finite"),
+        ("quant:floor=nan", "floor=nan|finite"),
         ("simplify:growth=-1", "simplify|growth=-1.0|no share"),
         ("prune:ratio=7", "prune|ratio"),
         ("prune:ratio=-1", "prune|ratio"),
@@ -216,11 +218,17 @@ def test_bad_passes(capsys, room, passes, says):
         ("--image-size", "big", "--image-size|big", 2),
         ("--image-mean", "a,b", "--image-mean|0.485,0.456,0.406", 2),
         ("--image-std", "a,b", "--image-std|0.229,0.224,0.225", 2),
-        ("--image-scale", "nan", "image scale|nan", 1),
+        ("--image-scale", "nan", "image_scale|nan", 1),
+        ("--image-mean", "0,nan,0", "image_mean|nan", 1),
+        ("--image-std", "inf", "image_std|inf", 1),
+        ("--samples", "99999999999", "99999999999|100000 at most", 1),
         ("--nonsense", "1", "--nonsense", 2),
         ("--data", "", "names no data", 2),
         ("--report", "r.txt", "r.txt|.json or .html", 1),
         ("--min-sqnr", "nan", "min_sqnr", 1),
+        ("--min-sqnr", "inf", "min_sqnr is inf; expected a finite number", 1),
+        ("--max-drop", "nan", "max_drop", 1),
+        ("--max-drop", "inf%", "max_drop", 1),
     ],
 )
 def test_bad_options(capsys, room, option, value, says, code):
@@ -237,6 +245,30 @@ def test_more_threads_than_can_be_meant(capsys, room):
     refused(capsys, room, "opt", room / "m.onnx", "--recipe", room / "r.toml", says=says)
     with pytest.raises(OptionError, match=f"threads is {TOO_MANY}; expected at most"):
         optimize(room / "m.onnx", "fold", threads=TOO_MANY)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says", "code"),
+    [
+        (("bench", "m.onnx", "--seconds", "nan"), "--seconds|nan is not a finite number", 2),
+        (("bench", "m.onnx", "--seconds", "inf"), "--seconds|inf is not a finite number", 2),
+        (("bench", "m.onnx", "--threads", "99999999999"), "threads is 99999999999", 1),
+        (("bench", "m.onnx", "--image-mean", "nan"), "image_mean", 1),
+        (("compare", "m.onnx", "m.onnx", "--min-sqnr", "nan"), "--min-sqnr|nan is not a finite number", 2),
+        (("compare", "m.onnx", "m.onnx", "--samples", "99999999999"), "100000 at most", 1),
+        (("sensitivity", "m.onnx", "--ratios", "0.1,nan,0.5"), "--ratios|rising list", 2),
+        (("inspect", "m.onnx", "--image-scale", "inf"), "image_scale", 1),
+    ],
+)
+def test_numbers_that_are_none(capsys, room, monkeypatch, arguments, says, code):
+    monkeypatch.chdir(room)
+    refused(capsys, room, *arguments, says=says, code=code)
+
+
+@pytest.mark.parametrize("text", ["passes = []", "pass = []", 'passes = ""'])
+def test_a_recipe_of_no_passes(capsys, room, text):
+    (room / "r.toml").write_text(text)
+    refused(capsys, room, "opt", room / "m.onnx", "--recipe", room / "r.toml", says="no pass is named")
 
 
 def test_an_unwritable_output_is_seen_before_the_work(capsys, room, monkeypatch):

@@ -222,7 +222,8 @@ def test_quotes_are_for_texts_that_need_them():
         ("many:cuont=1", "pass 'many' has no option 'cuont', did you mean 'count'. known: count, on, parts"),
         ("many:count=x", "pass 'many': count=x: expected a whole number"),
         ("many:count=1.5", "expected a whole number"),
-        ("many:ratio=nan", "expected a number"),
+        ("many:ratio=nan", "expected a finite number"),
+        ("many:ratio=inf", "expected a finite number"),
         ("many:on=maybe", "expected true or false"),
         ("many:count=10", "pass 'many': count must be at most 9"),
         ("many:count", "'count' is not of the form key=value"),
@@ -242,6 +243,37 @@ def test_build_takes_values_as_they_are_in_toml():
     for wrong in ({"count": True}, {"count": 1.5}, {"on": 1}, {"text": 3}):
         with pytest.raises(OptionError, match="expected"):
             spec.build("many", wrong, KNOWN)
+    for wrong in ({"ratio": np.nan}, {"ratio": -np.inf}, {"ratio": 10**400}):
+        with pytest.raises(OptionError, match=r"finite|too large"):
+            spec.build("many", wrong, KNOWN)
+
+
+@pytest.mark.parametrize("key", ["count", "ratio", "on", "text"])
+@pytest.mark.parametrize("value", [[], [0.1], {}])
+def test_lists_are_for_options_that_hold_several(key, value):
+    with pytest.raises(OptionError, match=f"pass 'many': {key}=.*: expected "):
+        spec.build("many", {key: value}, KNOWN)
+
+
+@pytest.mark.parametrize(
+    ("value", "says"), [([1], "expected str"), ([["a"]], "expected str"), (3, "expected list"), ({}, "expected list")]
+)
+def test_a_list_holds_what_its_option_says(value, says):
+    with pytest.raises(OptionError, match=f"pass 'many': parts=.*: {says}"):
+        spec.build("many", {"parts": value}, KNOWN)
+
+
+def test_a_pass_made_in_python_is_held_to_its_types():
+    right = Many(2, 0.5)
+    assert spec.checked(right) is right
+    made = Many(np.int64(2), np.float32(0.5), parts=["a"])
+    assert spec.checked(made) == Many(2, 0.5, parts=("a",))
+    assert spec.show(spec.checked(made)) == "many:count=2:ratio=0.5:parts=a"
+    assert spec.checked(Pipeline((made,))).passes == (Many(2, 0.5, parts=("a",)),)
+    for wrong in (Many(True), Many(ratio=np.nan), Many(ratio="0.5"), Many(ratio=[0.1]), Many(parts=(1,))):
+        for given in (wrong, Pipeline((wrong,))):
+            with pytest.raises(OptionError, match=r"pass 'many': .*expected"):
+                spec.checked(given)
 
 
 def test_options_are_read_off_the_dataclass():
@@ -294,6 +326,12 @@ def test_a_path_or_a_model_gives_a_result_that_runs(tmp_path, steady):
     onnx.checker.check_model(onnx.load(tmp_path / "out.onnx"), full_check=True)
     again = optimize(ir.load(path), [Rename()], data=toys.feeds())
     assert ir.to_bytes(again.model) == ir.to_bytes(result.model)
+
+
+@pytest.mark.parametrize("passes", [[], (), [Noise(amount=np.nan)]])
+def test_passes_that_are_none_are_refused_before_the_work(passes):
+    with pytest.raises(OptionError, match=r"no pass is named|amount=nan: expected a finite number"):
+        optimize(toys.model(), passes)
 
 
 def test_a_model_that_is_handed_in_is_not_edited(steady):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 import toys
@@ -246,3 +248,52 @@ def test_the_command_keeps_files_by_absolute_path(tmp_path, monkeypatch, toy_pas
         "input_shape": {"x": [1, 3]},
         "samples": 4,
     }
+
+
+@pytest.mark.parametrize("name", ["random", "./random"])
+def test_random_data_is_a_word_wherever_a_folder_has_its_name(tmp_path, monkeypatch, toy_passes, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "random").mkdir()
+    told = Settings("rename", data=name).command()
+    assert told["data"] == {"random": "random", "./random": str(tmp_path / "random")}[name]
+    assert Settings("rename", data=tmp_path / "random").command()["data"] == str(tmp_path / "random")
+    for path, command in ((Path("r.toml"), None), (Path("r.json"), told)):
+        text = f'data = "{name}"' if command is None else json.dumps({"schema": 1, "command": command})
+        path.write_text(text)
+        data = recipe.load(path)["data"]
+        assert (data == "random") == (name == "random")
+        assert data == "random" or Path(data).resolve() == tmp_path / "random"
+
+
+def test_files_that_are_still_to_come_are_told_by_absolute_path(tmp_path, monkeypatch, toy_passes):
+    monkeypatch.chdir(tmp_path)
+    told = Settings("rename", timings="timings", exclude=re.compile("a.*")).command()
+    assert told == {"passes": "rename", "timings": str(tmp_path / "timings"), "exclude": "a.*"}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *((name, value) for name in ("min_sqnr", "image_scale") for value in (math.inf, -math.inf, 10**400, [30])),
+        *((name, "nan") for name in ("min_sqnr", "max_drop", "image_scale")),
+        *(
+            (name, [0.5, value])
+            for name in ("image_mean", "image_std")
+            for value in (math.nan, math.inf, True, 10**400)
+        ),
+        *(
+            (name, value)
+            for name in ("samples", "seed", "jobs", "threads", "memory_mb")
+            for value in (-1, 1.5, math.nan)
+        ),
+        *((name, True) for name in ("min_sqnr", "max_drop", "image_scale", "image_size", "image_mean", "samples")),
+        *((name, True) for name in ("seed", "jobs", "threads", "memory_mb", "exclude", "timings", "preprocess")),
+        *(("input_shape", {"x": [size]}) for size in (True, -1, 0, 1.5, math.nan)),
+        *(("max_drop", value) for value in (math.nan, math.inf, -0.1, "-1%")),
+        *((name, 5000) for name in ("jobs", "threads")),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_numbers_that_make_no_sense_are_refused(key, value):
+    with pytest.raises(OptionError, match=f"^{key} "):
+        Settings(**{key: value}).checked()

@@ -134,6 +134,14 @@ def test_endless_and_long_streams_are_cut():
     assert marks(resolve(rows(8), MODEL, DataOptions(samples=2))) == [2, 6]
 
 
+@pytest.mark.parametrize("most", [99_999_999_999, 10**30])
+def test_more_samples_may_be_asked_for_than_memory_holds(most):
+    feeds = resolve(lambda: ({"x": np.full((1, 3), k, np.float32)} for k in range(5)), MODEL, DataOptions(samples=most))
+    assert len(feeds) == len(list(feeds)) == 5
+    with pytest.raises(OptionError, match=f"samples is {most}; of random feeds there are 100000 at most"):
+        resolve(None, MODEL, DataOptions(samples=most))
+
+
 def test_one_shot_iterators_are_kept():
     feeds = resolve(iter(rows(4)), MODEL)
     assert marks(feeds) == marks(feeds) == [0, 1, 2, 3]
