@@ -194,7 +194,8 @@ def test_describe_says_what_is_tied_and_what_it_carries() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["quantized", "integers", "attention_4d_grouped", "group_normed", "lstm_both", "tied", "rotated", "layer_normed"],
+    ["quantized", "integers", "attention_4d_grouped", "group_normed", "lstm_both", "tied", "rotated", "layer_normed"]
+    + ["attention_3d", "attention_3d_grouped"],
 )
 def test_the_pass_scores_cuts_and_refits_what_has_labels(name: str) -> None:
     make, shape = {**NETS, **{k: v[:2] for k, v in NORMED.items()}}[name]
