@@ -22,6 +22,7 @@ from ..ir.order import reads
 from .base import Context, LossyPass, PassResult, Skip
 from .prune import plan as planning
 from .prune.layers import layers, matrix
+from .prune.left import Left
 from .prune.neighbours import Neighbours, goals
 from .prune.refit import refit
 from .prune.sensitivity import spare
@@ -126,7 +127,7 @@ class DropLayers(LossyPass):
         takes = takers(original, gone)
         aims = goals(original, found, takes, feeds, ctx)
         nodes = {n.name: n for n in model.graph.nodes}
-        kept = {x.node: np.ones(int(np.prod(matrix(nodes[x.node]).shape[:2])), bool) for x in found}
+        kept = {x.node: Left.whole(int(np.prod(matrix(nodes[x.node]).shape[:2]))) for x in found}
         return refit(model, found, feeds, aims, kept, ctx)
 
 

@@ -21,6 +21,7 @@ from ..runtime.feeds import Feeds
 from .base import Context, LossyPass, PassResult, Skip
 from .prune import plan as planning
 from .prune.layers import CONVOLUTIONS, Layer, layers, matrix, store
+from .prune.left import Left
 from .prune.refit import refit
 from .prune.stats import Target
 from .prune.unfitted import unfitted
@@ -122,7 +123,7 @@ class Sparsify(LossyPass):
             for layer in chosen:
                 store(model, layer, nodes, finish(layer, matrix(nodes[layer.node]).astype(np.float64), None), None)
         else:
-            kept = {x.node: np.ones(int(np.prod(matrix(nodes[x.node]).shape[:2])), bool) for x in chosen}
+            kept = {x.node: Left.whole(int(np.prod(matrix(nodes[x.node]).shape[:2]))) for x in chosen}
             refit(model, chosen, plan.feeds, plan.goals, kept, ctx, finish=finish)
         left.update((x.node, "its weights could not be fitted to finite values") for x in chosen if x.node not in done)
         total = sum(matrix(nodes[x.node]).size for x in chosen if x.node in done)

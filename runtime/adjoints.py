@@ -140,7 +140,7 @@ def _batchnorm(own: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, 
     if own.node.attrs.get("training_mode", 0):
         raise PassError(f"no gradient is known through '{own.node.name}' (BatchNormalization in training)")
     factor = x[1] / np.sqrt(x[4] + float(own.node.attrs.get("epsilon", 1e-5)))
-    return {0: g * factor.reshape(-1, *[1] * (g.ndim - 2))}
+    return {0: g * factor.reshape(*factor.shape, *[1] * (g.ndim - 1 - factor.ndim))}
 
 
 def _layernorm(own: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, Array]:

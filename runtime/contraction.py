@@ -70,6 +70,8 @@ def picked_rows(tensor: Array, made: Axes, positions: Array, rest: Axes | None =
     made = tuple(a % tensor.ndim for a in made)
     rest = tuple(a for a in range(tensor.ndim) if a not in made) if rest is None else rest
     moved = tensor.transpose(*rest, *made)
+    if not rest:  # a vector is the one row there is
+        return moved.reshape(1, -1)[positions]
     at = np.unravel_index(positions, moved.shape[: len(rest)])
     return moved[at].reshape(len(positions), -1)
 

@@ -13,6 +13,7 @@ from onnxslim_opt.passes.prune import Prune, criteria, groups
 from onnxslim_opt.passes.prune.order import structures
 from onnxslim_opt.passes.target import Target
 from onnxslim_opt.runtime import feeds
+from prune_nets import Net
 from prune_twin import build
 
 from onnxslim_opt import ir
@@ -67,6 +68,55 @@ def test_channels_that_hardly_fire_score_low() -> None:
     ctx = context(model)
     scores = criteria.activations(model, groups(model), ctx.fit, ctx)
     assert set(order_of(scores, model)[:2]) == {2, 9}
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_units_of_a_recurrent_layer_score_by_what_reads_them(kind: str) -> None:
+    n = Net(x=[1, 3, 6, 6])
+    gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[kind]
+    steps = n.op("Transpose", n.op("Reshape", "x", n.ints(1, 3, 36)), perm=[2, 0, 1])
+    made = n.op(kind, steps, n.weight(1, gates * 6, 3), n.weight(1, gates * 6, 6), hidden_size=6)
+    n.linear(n.op("Squeeze", made, n.ints(1)), 6, 4)
+    model = n.model()
+    found = groups(model)
+    scores = criteria.activations(model, found, context(model).fit, context(model))
+    assert set(scores) == set(found.units.tolist()) and len(scores) == 6
+    small = model.copy()
+    assert Prune(ratio=0.5, round_to=1, criterion="activation").run(small, context(model)).did["channels removed"] == 3
+    assert small.graph.nodes[2].attrs["hidden_size"] == 3
+
+
+def test_positions_that_groups_share_score_by_all_of_them() -> None:
+    """The same channel of each group goes; the second hardly fires in any."""
+    n = Net(x=[1, 3, 6, 6])
+    a = n.op("Relu", n.conv("x", 3, 12))
+    weight, bias = n.nodes[0].input[1:]
+    n.weights[weight][1::4], n.weights[bias][1::4] = 0, 1e-3
+    n.head(n.conv(a, 12, 9, group=3), 9)
+    model = n.model()
+    found, ctx = groups(model), context(model)
+    scores = criteria.activations(model, found, ctx.fit, ctx)
+    (family,) = [f for f in found.families if len(f.units) == 4]
+    assert int(np.argmin([scores[int(u)] for u in family.units])) == 1
+
+
+def test_gammas_of_every_position_are_averaged() -> None:
+    """BatchNormalization of opset 8 with spatial=0 has `[C, H, W]` of them."""
+    n = Net(opset=8, x=[1, 3, 6, 6])
+    a = n.conv("x", 3, 12)
+    names = [n.weight(12, 6, 6) for _ in range(4)]
+    n.weights[names[3]] = np.abs(n.weights[names[3]]) + 0.5
+    n.weights[names[0]][5] *= 0.01
+    n.head(n.conv(n.op("BatchNormalization", a, *names, spatial=0), 12, 7), 7)
+    model = n.model()
+    found, ctx = groups(model), context(model)
+    scores = criteria.gammas(model, found)
+    (family,) = [f for f in found.families if len(f.units) == 12]
+    assert int(np.argmin([scores[int(u)] for u in family.units])) == 5
+    small = model.copy()
+    assert Prune(ratio=0.5, round_to=1, criterion="bn").run(small, ctx).changed
+    norm = next(n for n in small.graph.nodes if n.op == "BatchNormalization")
+    assert all(t.shape[0] < 12 and tuple(t.shape[1:]) == (6, 6) for t in norm.inputs[1:])
 
 
 def test_groups_of_one_structure_share_a_number() -> None:

@@ -184,6 +184,19 @@ def test_excluded_nodes_keep_their_sizes() -> None:
     assert {r.pinned for r in found.describe()} >= {"'Conv_5' is excluded"}
 
 
+def test_channels_that_no_axis_can_spare_are_pinned() -> None:
+    """Each is a position of every axis that two ways of repeating it are added on."""
+    n = Net(x=["N", 3, 8, 8])
+    a = n.op("Relu", n.conv("x", 3, 4))
+    twice = n.op("Reshape", n.op("Tile", n.op("Unsqueeze", a, n.ints(2)), n.ints(1, 1, 2, 1, 1)), n.ints(0, 8, 8, 8))
+    model = n.head(n.conv(n.op("Add", n.op("Tile", a, n.ints(1, 2, 1, 1)), twice), 8, 6), 6)
+    rows = groups(model, image(2, 3, 8, 8)).describe()
+    (row,) = [r for r in rows if ("Conv_0", 0) in r.members]
+    assert row.channels == 4 and row.pinned == "without it nothing is left of 't0_0'"
+    rows = groups(residual(), image(2, 3, 8, 8), min_channels=6).describe()
+    assert "without it fewer than 6 channels are left of 't3_0'" in {r.pinned for r in rows}
+
+
 def test_describe_says_what_is_tied_and_what_it_carries() -> None:
     rows = groups(residual(), image(2, 3, 8, 8)).describe()
     stream = next(r for r in rows if r.channels == 8)
@@ -194,7 +207,8 @@ def test_describe_says_what_is_tied_and_what_it_carries() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["quantized", "integers", "attention_4d_grouped", "group_normed", "lstm_both", "tied", "rotated", "layer_normed"],
+    ["quantized", "integers", "attention_4d_grouped", "group_normed", "lstm_both", "tied", "rotated", "layer_normed"]
+    + ["attention_3d", "attention_3d_grouped"],
 )
 def test_the_pass_scores_cuts_and_refits_what_has_labels(name: str) -> None:
     make, shape = {**NETS, **{k: v[:2] for k, v in NORMED.items()}}[name]

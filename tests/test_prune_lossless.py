@@ -75,6 +75,20 @@ def test_zeroed_batch_norms_of_a_residual_network_go() -> None:
     assert widths(small) == [stream, 8, stream, 5]
 
 
+def test_a_batch_norm_with_parameters_of_every_position_is_not_followed() -> None:
+    """spatial=0 of opset 8: what such a norm makes of a constant channel differs from place to place."""
+    norm = {k: weights(10, 9, 9) for k in "gsm"} | {"v": weights(10, 9, 9) ** 2 + 0.5}
+    w = {"a_w": weights(10, 3, 3, 3), "a_b": weights(10), "b_w": weights(6, 10, 3, 3), "b_b": weights(6), **norm}
+    w["a_w"][:2] = 0
+    nodes = [
+        conv("a", "x", "y"),
+        helper.make_node("BatchNormalization", ["y", *"gsmv"], ["n"], spatial=0),
+        helper.make_node("Relu", ["n"], ["z"]),
+        conv("b", "z", "out", 0),
+    ]
+    assert widths(lossless(build(nodes, {"x": [1, 3, 9, 9]}, w, opset=8))) == [10, 6]
+
+
 class Sparse(Net):
     """Layers with batch norms of which 30 % of the gammas and betas are zero."""
 

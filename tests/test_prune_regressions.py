@@ -9,7 +9,7 @@ import onnx_graphsurgeon as gs
 import pytest
 from onnx import helper
 from onnxslim_opt.passes.base import Context
-from onnxslim_opt.passes.prune import Prune, groups
+from onnxslim_opt.passes.prune import Prune, curves, groups
 from onnxslim_opt.passes.prune import plan as planning
 from onnxslim_opt.passes.prune.cut import cut
 from onnxslim_opt.passes.prune.layers import layers, layout, matrix, store
@@ -301,3 +301,19 @@ def test_a_unit_that_equals_another_leaves_no_trace(kind: str, direction: str, l
     curve = next(c for c in planning.curvatures(model, found, kinds, goals, ctx.fit, ctx) if c.node == kinds[0].node)
     losses = np.array(list(curve.losses(family.units.tolist()).values()))
     assert losses[-2:].max() < 0.3 * losses[:-2].min()
+
+
+def test_a_vector_is_one_row() -> None:
+    n = Net(x=[6])
+    n.op("MatMul", n.op("Relu", n.linear("x", 6, 16)), n.weight(16, 4))
+    model = n.model()
+    ctx, small = context(model), model.copy()
+    assert Prune(ratio=0.5, round_to=1).run(small, ctx).did["layers refitted"] == 2
+    ir.order.sort(small)
+    raw = model.copy()
+    Prune(ratio=0.5, round_to=1, refit=False).run(raw, ctx)
+    ir.order.sort(raw)
+    assert distances(model, small, ctx) < distances(model, raw, ctx)
+    assert Sparsify(ratio=0.5).run(model.copy(), ctx).did["layers"] == 1
+    (curve,) = curves.curves(model, ctx, [0.5])
+    assert curve.errors is not None and curve.errors[0] > 0

@@ -164,6 +164,13 @@ def test_batch_norms_and_old_softmax() -> None:
     _agrees(net, x, net.op("Softmax", net.op("Flatten", net.norm(x, 8))), feed)
 
 
+def test_a_batch_norm_with_parameters_of_every_position() -> None:
+    net, x, feed = _start(8)
+    names = [net.weight(8, 9, 8) for _ in range(4)]
+    net.weights[names[3]] = np.abs(net.weights[names[3]]) + 0.5
+    _agrees(net, x, net.op("Relu", net.op("BatchNormalization", x, *names, spatial=0)), feed)
+
+
 def test_an_operator_without_an_adjoint_is_refused() -> None:
     net, x, _ = _start()
     net.op("InstanceNormalization", x, net.weight(8), net.weight(8))

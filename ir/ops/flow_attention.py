@@ -107,7 +107,7 @@ def _products(flow: Flow, node: gs.Node, scores: Split, mixed: Split) -> None:
     """Queries times keys, and what comes of it times values."""
     four = flow.rank(node.inputs[0]) == 4
     share = _size(scores[0], flow, node, 0) / max(_size(scores[0], flow, node, 0) + _size(mixed[0], flow, node, 2), 1)
-    axes = (3, 3) if four else (-1, -1)
+    axes = (3, 3) if four else (2, 2)
     flow.product(node, (0, 1), axes, scores[0], scores[1], share=share)
     flow.product(node, (0, 2), (-1, -1), None, *mixed, share=1 - share)
 

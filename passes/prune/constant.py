@@ -147,6 +147,8 @@ def _norm(a: Analysis, node: gs.Node) -> Known | None:
     if any(g is None for g in given) or node.attrs.get("training_mode", 0):
         return None
     scale, shift, mean, var = (np.asarray(g, np.float64) for g in given)
+    if scale.ndim != 1:  # spatial=0 of opset 8: a channel's positions differ
+        return None
     factor = scale / np.sqrt(var + float(node.attrs.get("epsilon", 1e-5)))
     offset = shift - mean * factor
     x = a.anything(node.inputs[0], 1, len(scale))

@@ -21,6 +21,7 @@ from ..base import Context
 from .cut import cut
 from .grouping import Groups
 from .layers import Layer
+from .left import Left
 from .refit import refit
 from .stats import Target
 from .trial import heads, spreads
@@ -34,7 +35,7 @@ WORK = 2e11  # MACs that all runs of a contest may take
 class Contest:
     """Measures what pruned models put out.
 
-    kept: which outputs of every layer are left when units are gone (`refit`).
+    kept: what is left of every layer's outputs when units are gone (`refit`).
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class Contest:
         layers: Sequence[Layer],
         goals: Mapping[str, Target],
         feeds: Feeds,
-        kept: Callable[[Array], Mapping[str, Array]],
+        kept: Callable[[Array], Mapping[str, Left]],
         ctx: Context,
     ):
         self.groups, self.layers, self.kept, self.ctx = groups, layers, kept, ctx
@@ -84,4 +85,5 @@ def affordable(model: Model, feeds: Feeds, entrants: int) -> bool:
 def _of(goal: Target, at: Sequence[int]) -> Target:
     weights = [goal.weights[k] for k in at] if goal.weights else []
     read = [goal.read[k] for k in at] if goal.read else []
-    return Target([goal.places[k] for k in at], [goal.rows[k] for k in at], weights, read)
+    sizes = [goal.sizes[k] for k in at]
+    return Target([goal.places[k] for k in at], [goal.rows[k] for k in at], weights, read, sizes)

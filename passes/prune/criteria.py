@@ -55,7 +55,8 @@ def gammas(model: Model, groups: Groups) -> dict[int, float]:
         for one in flow.cuts:
             values = edit.const(nodes[one.node], one.index)
             if nodes[one.node].op == "BatchNormalization" and one.index == 1 and values is not None:
-                yield flow.atoms.resolve(one.cells), np.abs(values.astype(np.float64))
+                each = np.moveaxis(np.abs(values.astype(np.float64)), one.axis, 0)  # [C, H, W] where spatial=0
+                yield flow.atoms.resolve(one.cells), each.reshape(len(each), -1).mean(1)
 
     return _averaged(groups, rows())
 
@@ -99,22 +100,30 @@ def _weights(model: Model, groups: Groups) -> Iterator[tuple[Cells | None, Array
 
 def activations(model: Model, groups: Groups, feeds: Feeds, ctx: Context) -> dict[int, float]:
     """Mean of |x| at a unit's positions of what its readers contract."""
-    flow, nodes = groups.flow, {n.name: n for n in model.graph.nodes}
-    read = {}
-    for product in flow.products:
-        cells = flow.atoms.resolve(product.inner)
-        if cells is not None:
-            read[nodes[product.node].inputs[product.operands[0]].name, product.axes[0]] = cells
+    read = _contracted(model, groups)
     sums: dict[tuple[str, int], Array] = {}
-    sizes = {t: 4 * int(np.prod(flow.sizes[t])) for t, _ in read if t in flow.sizes}
+    sizes = {t: 4 * int(np.prod(groups.flow.sizes[t])) for t, _, _ in read if t in groups.flow.sizes}
     few = feeds.spread(FEEDS)
-    for wave in waves(dict.fromkeys(t for t, _ in read), sizes, max(1, ctx.memory_mb << 20) // 4):
+    for wave in waves(dict.fromkeys(t for t, _, _ in read), sizes, max(1, ctx.memory_mb << 20) // 4):
         tap = Tap(model, wave, threads=ctx.workers)
         for feed in few:
             values = tap.run(feed)
-            for tensor, axis in read:
+            for tensor, axis in dict.fromkeys((t, a) for t, a, _ in read):
                 if tensor in values:
                     rest = tuple(a for a in range(values[tensor].ndim) if a != axis)
                     mean = np.abs(values[tensor]).mean(rest, dtype=np.float64)
                     sums[tensor, axis] = sums.get((tensor, axis), np.zeros(())) + mean
-    return _averaged(groups, ((read[key], score) for key, score in sums.items() if len(score) == len(read[key])))
+    each = ((cells, sums[t, a], n) for (t, a, n), cells in read.items() if (t, a) in sums)
+    # heads and the groups of a convolution repeat their positions
+    return _averaged(groups, ((cells, s.reshape(-1, n).mean(0)) for cells, s, n in each if len(s) % n == 0))
+
+
+def _contracted(model: Model, groups: Groups) -> dict[tuple[str, int, int], Cells]:
+    """Labels of the axes that nodes contract, by tensor, axis and count of labelled positions."""
+    flow, nodes = groups.flow, {n.name: n for n in model.graph.nodes}
+    found = {}
+    for product in flow.products:
+        cells = flow.atoms.resolve(product.inner)
+        if cells is not None and product.axes[0] >= 0:  # states that a recurrent layer reads are no input of its own
+            found[nodes[product.node].inputs[product.operands[0]].name, product.axes[0], len(cells)] = cells
+    return found

@@ -69,13 +69,27 @@ class Groups:
 
     def _pinned(self) -> list[Row]:
         reasons: dict[tuple[str, int, str], int] = {}
+        vital = self._vital()
         for origin in self.flow.origins:
             for atom in np.unique(origin.cells):
-                why = self.flow.atoms.pinned(int(atom))
+                why = self.flow.atoms.pinned(int(atom)) or self._needed(int(atom), vital)
                 if why is not None:
                     key = (origin.node, origin.axis, why)
                     reasons[key] = reasons.get(key, 0) + 1
         return [Row(0, n, ((node, axis),), 0, 0, why) for (node, axis, why), n in reasons.items()]
+
+    def _vital(self) -> dict[int, str]:
+        """Why units stay that an axis cannot spare."""
+        resolve, line = self.flow.atoms.resolve, self.ledger.line
+        axes = [(line(resolve(c)), name) for name, labels in self.flow.labels.items() for c in labels]
+        names = dict(reversed(axes))  # the first tensor that has such an axis
+        count = "nothing is" if self.ledger.least == 1 else f"fewer than {self.ledger.least} channels are"
+        return {u: f"without it {count} left of '{names.get(k, 'a weight')}'" for u, k in self.ledger.vital.items()}
+
+    def _needed(self, atom: int, vital: dict[int, str]) -> str | None:
+        """Why an atom stays of which no part may go."""
+        why = [vital.get(unit) for unit in self.flow.atoms.members(atom)]
+        return next(iter(why), None) if all(why) else None
 
 
 def find(

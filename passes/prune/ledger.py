@@ -21,6 +21,7 @@ class Ledger:
     """Lines, and the amounts that hang on them, of one propagated model.
 
     whole: parameters and MACs of the model, what hangs on no line included: what shares are shares of.
+    vital: units that can never go, with a line that cannot spare them.
     """
 
     def __init__(
@@ -46,9 +47,9 @@ class Ledger:
         self.reset()
         self._full = (self.amount(self.params), self.amount(self.macs))
         self.whole = (max(whole[0], self._full[0], 1.0), max(whole[1], self._full[1], 1.0))
-        self.vital = np.array([u for u in units if not self._may(int(u))], np.int64)
-        gone = set(self.vital.tolist())
-        self.units = np.array([u for u in units if int(u) not in gone], np.int64)
+        short = {int(u): self._short(int(u)) for u in units}
+        self.vital = {u: line for u, line in short.items() if line is not None}
+        self.units = np.array([u for u in units if int(u) not in self.vital], np.int64)
 
     def line(self, cells: Cells | None) -> int:
         """The line of these cells; -1 where nothing can go. One that is new counts from the next `reset` on."""
@@ -74,16 +75,17 @@ class Ledger:
         self._dead = [np.zeros(n, bool) for n in self._length]
         self.gone: list[int] = []
 
-    def _may(self, unit: int) -> bool:
-        return all(
-            self.left[line] - int((~self._dead[line][places]).sum()) >= min(self.least, self.total[line])
-            and self.left[line] - int((~self._dead[line][places]).sum()) >= 1
-            for line, places in self._where[unit]
-        )
+    def _short(self, unit: int) -> int | None:
+        """The first line that would keep fewer positions than it must without a unit."""
+        for line, places in self._where[unit]:
+            left = self.left[line] - int((~self._dead[line][places]).sum())
+            if left < min(self.least, self.total[line]) or left < 1:
+                return line
+        return None
 
     def remove(self, unit: int) -> bool:
         """Let a unit go, unless an axis would keep fewer positions than it must; whether it went."""
-        if not self._may(unit):
+        if self._short(unit) is not None:
             return False
         for line, places in self._where[unit]:
             dead = self._dead[line]

@@ -13,6 +13,7 @@ from ...runtime.taps import Tap
 from ..base import Context
 from . import plan as planning
 from .layers import Layer, bias_of, layers, matrix
+from .left import Left
 from .refit import fitted
 from .stats import Target, against, rows_of
 from .trial import Change
@@ -80,11 +81,11 @@ class Neighbours:
         aims = goals(self.model, wave, takes, self.feeds, self.ctx)
         tap = Tap(self.model, [n for x in wave for n in (x.x, x.other) if n], threads=self.ctx.workers)
         old = {x.node: matrix(self.nodes[x.node]).astype(np.float64) for x in wave}
-        kept = {n: np.ones(int(np.prod(w.shape[:2])), bool) for n, w in old.items()}
+        kept = {n: Left.whole(int(np.prod(w.shape[:2]))) for n, w in old.items()}
         sums = against(wave, self.nodes, (tap.run(f) for f in self.feeds), aims, kept, self.ctx.memory_mb << 20)
         for layer in wave:
             weights, bias, _ = fitted(old[layer.node], *sums.pop(layer.node), layer.bias is not None)
-            shift = np.zeros(len(kept[layer.node]))
+            shift = np.zeros(len(kept[layer.node].channels))
             if bias is not None:
                 shift = bias - bias_of(layer, self.nodes)
             self.known[layer.node, aimed(layer, takes).witness] = Change(weights, shift)

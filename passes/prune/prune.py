@@ -17,7 +17,8 @@ from ..base import Context, LossyPass, PassResult, Skip
 from . import contest, criteria, dead, energy, fisher, grouping, overrides, sensitivity, shortfall, synthetic
 from . import plan as planning
 from .amount import Amount, chosen
-from .cut import alive_after, cut
+from .cut import cut
+from .left import Left, left
 from .order import Order, greedy
 from .pacing import pace
 from .plan import Plan
@@ -265,21 +266,10 @@ class Prune(LossyPass):
         """What channel counts are multiples of, and whether the user said so."""
         return (ctx.target.channel_multiple, False) if self.round_to is None else (self.round_to, True)
 
-    def _kept(self, plan: Plan, gone: np.ndarray) -> dict[str, np.ndarray]:
-        """Which outputs of every layer are left."""
-        flow = plan.groups.flow
-        alive = alive_after(flow, gone)
-        kept = {}
-        for layer in plan.layers:
-            mask, seen = np.ones(1, bool), layer.y if layer.gates else layer.witness
-            labels = flow.labels.get(seen, [])
-            for axis in layer.made if labels else ():
-                cells = labels[axis]
-                each = np.ones(flow.sizes[seen][axis], bool) if cells is None else alive(cells)
-                mask = np.logical_and.outer(mask, each).reshape(-1)
-            mask = np.tile(mask, max(layer.gates, 1))
-            kept[layer.node] = mask if labels else np.ones(plan.goals[layer.node].rows[0].shape[1], bool)
-        return kept
+    def _kept(self, plan: Plan, gone: np.ndarray) -> dict[str, Left]:
+        """What is left of every layer's outputs."""
+        counts = {node: goal.rows[0].shape[1] for node, goal in plan.goals.items()}
+        return left(plan.groups.flow, plan.layers, counts, gone)
 
 
 __all__ = ["Order", "Prune"]

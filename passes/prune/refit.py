@@ -20,6 +20,7 @@ from ..bands import bands
 from ..base import Context
 from . import thin
 from .layers import Layer, matrix, store
+from .left import Left
 from .march import March
 from .stats import BLOCK, Sums, Target, against
 
@@ -34,7 +35,7 @@ def refit(
     layers: Sequence[Layer],
     feeds: Feeds,
     goals: Mapping[str, Target],
-    kept: Mapping[str, Array],
+    kept: Mapping[str, Left],
     ctx: Context,
     ridges: Sequence[float] = RIDGES,
     finish: Callable[[Layer, Array, Any], Array] | None = None,
@@ -56,8 +57,11 @@ def refit(
         sums = against(wave, nodes, walk, goals, kept, ctx.memory_mb << 20)
         let_go()  # the rows of this level's targets
         for layer in wave:
+            fit, check = sums.pop(layer.node)
+            if not fit.rows and not check.rows:
+                continue  # all the rows that were sampled went
             intercept = layer.bias is not None
-            found, bias, every = fitted(matrix(nodes[layer.node]), *sums.pop(layer.node), intercept, ridges)
+            found, bias, every = fitted(matrix(nodes[layer.node]), fit, check, intercept, ridges)
             if finish is not None and np.isfinite(found).all():
                 found = finish(layer, found, every)
                 bias = mended(found, every) if intercept else None

@@ -22,6 +22,7 @@ from ...runtime.room import Room
 from ...runtime.taps import Tap
 from . import recurrent
 from .layers import Layer, bias_of, matrix
+from .left import Left
 from .thin import Rows
 
 Array = np.ndarray
@@ -88,7 +89,8 @@ def _added(total: Any, a: Array, b: Array) -> Array:
 class Target:
     """What the original computes at a layer's sampled places, feed by feed: rows `[P, M]` of the witness.
 
-    weights: `[P]`, what an error at each place counts (`fisher`); empty: all alike.
+    sizes: of the axes that the places are flat positions over. weights: `[P]`, what an error at each place counts
+    (`fisher`); empty: all alike.
     read: inputs `[P, I]` and states `[P, D, H]` of a recurrent layer that is fitted to both.
     variance: of the witness, summed over channels: what an error of this layer is measured against.
     """
@@ -97,10 +99,12 @@ class Target:
     rows: list[Array] = field(default_factory=list)
     weights: list[Array] = field(default_factory=list)
     read: list[tuple[Array, Array]] = field(default_factory=list)
+    sizes: list[tuple[int, ...]] = field(default_factory=list)
     _rooms: tuple[Room, Room] | None = None
 
-    def add(self, places: Array, rows: Array, feeds: int) -> None:
+    def add(self, places: Array, rows: Array, sizes: tuple[int, ...], feeds: int) -> None:
         """Keep the places and rows of one of so many feeds."""
+        self.sizes.append(sizes)
         if self._rooms is None:
             self._rooms = Room(feeds * len(places)), Room(feeds * len(rows))
         self.places.append(self._rooms[0].keep(places))
@@ -125,6 +129,12 @@ def rows_per_feed(layers: Sequence[Layer], widths: Mapping[str, int], feeds: int
     return {name: max(1, -(-min(n, budget) // max(feeds, 1))) for name, n in wanted.items()}
 
 
+def row_sizes(layer: Layer, shape: Sequence[int]) -> tuple[int, ...]:
+    """Of the axes of an output of this shape that rows are counted over."""
+    columns = {a % len(shape) for a in layer.made}
+    return tuple(n for a, n in enumerate(shape) if a not in columns)
+
+
 def rows_of(layer: Layer, tensor: Array, places: Array) -> Array:
     """Rows `[P, M]` of an output, or a tensor of its shape, at flat positions."""
     return picked_rows(tensor, layer.made, places)
@@ -145,12 +155,12 @@ def targets(
         values = tap.run(feed)
         for layer in wave:
             y = values[layer.witness]
-            total = y.size // int(np.prod([y.shape[a] for a in layer.made]))
-            places = unfold.choose(total, most[layer.node], seed, layer.node, index)
+            sizes = row_sizes(layer, y.shape)
+            places = unfold.choose(int(np.prod(sizes)), most[layer.node], seed, layer.node, index)
             rows = rows_of(layer, y, places)
             if layer.gates:
                 rows = _before_gates(layer, nodes, values, places, rows, found[layer.node])
-            found[layer.node].add(places, rows, len(feeds))
+            found[layer.node].add(places, rows, sizes, len(feeds))
     _put_aside(found.values())
     return found
 
@@ -182,37 +192,46 @@ def against(
     nodes: Mapping[str, Any],
     walk: Iterable[Mapping[str, Array]],
     goals: Mapping[str, Target],
-    kept: Mapping[str, Array],
+    kept: Mapping[str, Left],
     room: int,
 ) -> dict[str, tuple[Any, Any]]:
     """A pruned copy's inputs against the original's outputs: of the feeds to fit on, and of held-out ones.
 
-    walk: the tensors that the layers read in the copy, feed by feed. kept: which output channels of a layer are left.
+    walk: the tensors that the layers read in the copy, feed by feed. kept: what is left of a layer's outputs.
     room: bytes that a layer's second moments may take. Gives `Sums`, or `thin.Rows` where there are fewer rows than
     columns or the moments would not fit.
     Where a layer ends in a sum, the target is what the sum should be less the copy's other summand, so that the errors
     of the layers before are corrected too (He 2017).
     """
     geometry = {x.node: _geometry(x, nodes[x.node]) for x in wave}
-    sums = {x.node: _empty(geometry[x.node], goals[x.node], room) for x in wave}
+    at = {x.node: _places(goals[x.node], kept[x.node]) for x in wave}
+    sums = {x.node: _empty(geometry[x.node], [new for _, new in at[x.node]], room) for x in wave}
     for index, values in enumerate(walk):
         for layer in wave:
-            goal, geo = goals[layer.node], geometry[layer.node]
-            places = goal.places[index]
-            y = goal.rows[index][:, kept[layer.node]]
+            goal, geo, (stays, places) = goals[layer.node], geometry[layer.node], at[layer.node][index]
+            if not len(places):
+                continue
+            channels, stay = kept[layer.node].channels, slice(None) if stays is None else stays
+            y = goal.rows[index][stay][:, channels]
             if layer.other:
                 y = y - rows_of(layer, values[layer.other], places)
             grouped = y.reshape(len(y), geo.groups, -1).transpose(1, 0, 2)
             if layer.states:
-                left = kept[layer.node].reshape(geo.groups, -1, goal.read[index][1].shape[2])[:, 0]
-                state = goal.read[index][1][:, left].reshape(len(places), geo.groups, -1)
+                state = goal.read[index][1][stay]
+                units = channels.reshape(geo.groups, -1, state.shape[2])[:, 0]
+                state = state[:, units].reshape(len(places), geo.groups, -1)
                 rows = recurrent.rows(rows_of(layer, values[layer.x], places), state)
             else:
                 rows = np.ascontiguousarray(unfold.rows(geo, values[layer.x], places))
             sums[layer.node][index % HELD_OUT == HELD_OUT - 1].add(
-                rows, np.ascontiguousarray(grouped), goal.weights[index] if goal.weights else None
+                rows, np.ascontiguousarray(grouped), goal.weights[index][stay] if goal.weights else None
             )
     return sums
+
+
+def _places(goal: Target, kept: Left) -> list[tuple[Array | None, Array]]:
+    """Which sampled places are left in a pruned copy (None: all), and where they are there; feed by feed."""
+    return [kept.places(places, sizes) for places, sizes in zip(goal.places, goal.sizes)]
 
 
 def _geometry(layer: Layer, node: Any) -> unfold.Geometry:
@@ -222,10 +241,10 @@ def _geometry(layer: Layer, node: Any) -> unfold.Geometry:
     return unfold.Geometry(width, groups)
 
 
-def _empty(geo: unfold.Geometry, goal: Target, room: int) -> tuple[Any, Any]:
+def _empty(geo: unfold.Geometry, places: Sequence[Array], room: int) -> tuple[Any, Any]:
     """What a layer's rows are collected in; two matrices of second moments are held, or rows with a working copy."""
-    width, total = geo.groups * geo.width, sum(map(len, goal.places))
+    width, total = geo.groups * geo.width, sum(map(len, places))
     if total >= geo.width and 16 * width * geo.width <= room:
         return Sums(), Sums()
-    most = max(1, room // (4 * 16 * width) // max(1, len(goal.places)))
+    most = max(1, room // (4 * 16 * width) // max(1, len(places)))
     return Rows(most), Rows(most)
