@@ -77,12 +77,17 @@ class Flow:
 
     def __post_init__(self) -> None:
         self._weights: dict[tuple[str, int], Cells] = {}
+        self._stored: set[str] = set()  # variables that are made of constants alone
+        self._settled: list[Cells] = []  # labels that end at the node that is visited
         for node in self.model.graph.nodes:
             self._visit(node)
         for tensor in self.model.graph.outputs:
             self.pin(tensor, f"graph output '{tensor.name}'")
 
     def _visit(self, node: gs.Node) -> None:
+        given = [t for t in node.inputs if t.name]
+        if given and all(self.stored(t) for t in given) and not subgraphs(node):
+            self._stored.update(t.name for t in node.outputs if t.name)
         captured = [t for g in subgraphs(node) for n in _deep(g) for t in n.inputs if t.name in self.labels]
         captured += [t for g in subgraphs(node) for t in g.outputs if t.name in self.labels]
         for tensor in captured:
@@ -95,11 +100,41 @@ class Flow:
                 )
                 self.pin_inputs(node, why)
             return
+        before = len(self.cuts), len(self.products)
+        self._settled = []
         rule(self, node)
+        self._guard(node, *before)
         if self.keep(node):
             for tensor in (*node.inputs, *node.outputs):
                 self.pin(tensor, f"'{node.name}' is excluded")
             self.refused[node.name] = "excluded"
+
+    def _guard(self, node: gs.Node, cuts: int, products: int) -> None:
+        """Pin what the rule of a node lost sight of: labels of an input that are in no output, no constant that it
+        cuts and no product, and of which it did not say that they end here."""
+        mine = [(t, a, c) for t in node.inputs for a, c in enumerate(self.of(t)) if c is not None]
+        if not mine:
+            return
+        seen = [*self._settled, *(one.cells for one in self.cuts[cuts:])]
+        seen += [c for one in self.products[products:] for c in one.sized]
+        found = [c for t in node.outputs for c in self.of(t)] + [self.atoms.resolve(c) for c in seen]
+        known = np.zeros(self.atoms.count, bool)
+        for cells in found:
+            if cells is not None:
+                known[cells] = True
+        known[0] = False  # an empty slot
+        for tensor, axis, cells in mine:
+            if not known[cells].any():
+                self.pin(tensor, f"nothing says what {node.op} '{node.name}' does with it", [axis])
+
+    def settle(self, cells: Cells | None) -> None:
+        """A rule's word that these labels rightly end at its node: whatever goes, nothing behind it changes."""
+        if cells is not None:
+            self._settled.append(cells)
+
+    def stored(self, tensor: Any) -> bool:
+        """Whether a tensor comes with the model: a constant, or made of constants alone (a weight in few bits)."""
+        return isinstance(tensor, gs.Constant) or tensor.name in self._stored
 
     def labelled(self, node: gs.Node) -> bool:
         """Whether any input has labels that may go."""

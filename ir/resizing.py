@@ -35,7 +35,8 @@ class Sizes:
     """An int vector (input position, or attribute name) repeats sizes: entry -> labels of the axis that it counts.
 
     `keep` are entries that stay as written (-1 of a Reshape, 1 of an Expand). `fixed`: entries that must become
-    literals. A vector that is computed gets its entries replaced behind the computation.
+    literals, of these sizes where nothing of theirs goes. A vector that is computed gets its entries replaced behind
+    the computation.
     """
 
     node: str
@@ -49,13 +50,13 @@ class Sizes:
     def apply(self, model: Model, node: gs.Node, alive: Alive) -> None:
         """Rewrite the entries whose axis was cut."""
         new = {p: int(alive(c).sum()) for p, c in self.entries.items() if not alive(c).all()}
-        if not new:
+        if not new and not self.fixed:  # what is copied from a size that goes is written down where nothing else goes
             return
         if self.output:
             old = {p: len(self.entries[p]) for p in new}
             _restore(model, node, old, self.length)
             return
-        new.update(self.fixed or {})
+        new = {**(self.fixed or {}), **new}
         if isinstance(self.where, str):
             written = list(node.attrs[self.where])
             node.attrs[self.where] = [v if v in self.keep else new.get(p, v) for p, v in enumerate(written)]

@@ -16,7 +16,7 @@ import onnx_graphsurgeon as gs
 
 from ..ir.errors import PassError
 from ..ir.model import Header, Model
-from ..ir.ops import facts
+from ..ir.ops import facts, trains
 from . import products, unfold
 from .products import unbroadcast
 from .session import Session
@@ -137,7 +137,7 @@ def _reduce(own: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, Arr
 
 
 def _batchnorm(own: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, Array]:
-    if own.node.attrs.get("training_mode", 0):
+    if trains(own.node):
         raise PassError(f"no gradient is known through '{own.node.name}' (BatchNormalization in training)")
     factor = x[1] / np.sqrt(x[4] + float(own.node.attrs.get("epsilon", 1e-5)))
     return {0: g * factor.reshape(*factor.shape, *[1] * (g.ndim - 1 - factor.ndim))}

@@ -122,7 +122,7 @@ class Twin:
             masks = self.masks(name)
             if masks:
                 (mask,) = masks.values()
-                node.input[2] = self.constant(self.values[node.input[2]] * mask)
+                node.input[2] = self.op("Mul", node.input[2], self.constant(mask))
                 return
 
     def normalised(self, node: Any) -> bool:
@@ -195,6 +195,8 @@ def run(proto: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> list[np.ndarray
     """Outputs in order."""
     options = ort.SessionOptions()
     options.log_severity_level, options.intra_op_num_threads = 4, 1
+    if any(n.op_type == "DequantizeLinear" for n in proto.graph.node):  # fused, it rounds what it is multiplied with
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"]).run(None, feeds)
 
 

@@ -3,8 +3,10 @@
 import casefiles
 import numpy as np
 import pytest
+from onnx import helper
 from onnxslim_opt.ir import shapes, text
 from onnxslim_opt.passes.clean import Clean
+from prune_twin import build, distance, run
 
 from onnxslim_opt import ir
 
@@ -41,6 +43,23 @@ def test_nothing_to_do_changes_nothing():
     model, result = _clean("g (float[2] x) => (float[2] y) { a = Exp(x)\n y = Log(a) }")
     assert not result.changed
     assert len(list(model.nodes())) == 2
+
+
+@pytest.mark.parametrize(
+    ("opset", "attrs", "more"), [(7, {}, 4), (9, {}, 4), (13, {}, 4), (15, {"training_mode": 1}, 2)]
+)
+def test_a_norm_that_trains_keeps_outputs_that_nobody_reads(opset, attrs, more):
+    """Before opset 14 they are what says that it trains, and there are five of them or one."""
+    rng = np.random.default_rng(0)
+    weights = {k: np.abs(rng.standard_normal(3)).astype(np.float32) for k in "stmv"}
+    outputs = ["y", *(f"idle{k}" for k in range(more))]
+    norm = helper.make_node("BatchNormalization", ["x", *"stmv"], outputs, name="norm", **attrs)
+    model = build([norm], {"x": [2, 3, 4, 4]}, weights, opset)
+    small = model.copy()
+    Clean().run(small)
+    x = {"x": rng.standard_normal((2, 3, 4, 4)).astype(np.float32)}
+    ir.verify.check(small)
+    assert distance(run(ir.to_proto(model), x), run(ir.to_proto(small), x)) == 0
 
 
 def test_an_output_takes_its_name_along():

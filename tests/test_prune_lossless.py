@@ -47,10 +47,10 @@ def conv(name: str, x: str, y: str, pads: int = 1, **attrs: Any) -> Any:
     return helper.make_node("Conv", [x, f"{name}_w", f"{name}_b"], [y], name=name, pads=[pads] * 4, **attrs)
 
 
-def two(middle: list[Any], made: dict[str, np.ndarray], pads: int = 0) -> ir.Model:
+def two(middle: list[Any], made: dict[str, np.ndarray], pads: int = 0, opset: int = 17) -> ir.Model:
     """Convolution to `y`, what lies between, a convolution from `z`."""
     w = {"a_w": weights(10, 3, 3, 3), "a_b": weights(10), "b_w": weights(6, 10, 3, 3), "b_b": weights(6), **made}
-    return build([conv("a", "x", "y"), *middle, conv("b", "z", "out", pads)], {"x": [1, 3, 9, 9]}, w)
+    return build([conv("a", "x", "y"), *middle, conv("b", "z", "out", pads)], {"x": [1, 3, 9, 9]}, w, opset)
 
 
 def test_zeroed_batch_norms_of_a_residual_network_go() -> None:
@@ -277,3 +277,14 @@ def test_kernels_that_lie_otherwise_are_no_copies() -> None:
 def test_nothing_goes_where_nothing_is_dead() -> None:
     model = two([helper.make_node("Relu", ["y"], ["z"])], {})
     assert widths(lossless(model)) == [10, 6]
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 2.0, -1.0])
+@pytest.mark.parametrize("values", [[1.5, -2.0, 0.7], [-0.6, -2.4, 0.0]])
+def test_constants_behind_swish_are_those_of_its_slope(alpha: float, values: list[float]) -> None:
+    model = two([helper.make_node("Swish", ["y"], ["z"], name="act", alpha=alpha)], {}, opset=24)
+    node = model.graph.nodes[0]
+    w, b = node.inputs[1].values.copy(), node.inputs[2].values.copy()
+    w[:3], b[:3] = 0, values
+    node.inputs[1].values, node.inputs[2].values = w, b
+    assert widths(lossless(model))[0] == (7 if alpha > 0 else 10)

@@ -7,6 +7,7 @@ import onnx_graphsurgeon as gs
 from . import conv, elementwise, matmul, moves, other, reduce
 from .facts import UNKNOWN, Facts, Quant, SizeOf, Table, Weight
 from .flow_rules import flow_rule
+from .reduce import trains
 
 TABLE = Table()
 for _family in (conv, matmul, elementwise, moves, reduce, other):
@@ -18,4 +19,4 @@ def facts(node: gs.Node) -> Facts:
     return TABLE.find(node)
 
 
-__all__ = ["TABLE", "UNKNOWN", "Facts", "Quant", "SizeOf", "Table", "Weight", "facts", "flow_rule"]
+__all__ = ["TABLE", "UNKNOWN", "Facts", "Quant", "SizeOf", "Table", "Weight", "facts", "flow_rule", "trains"]

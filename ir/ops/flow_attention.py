@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from .. import edit
 from ..labels import Cells, join
 from ..resizing import Count, Written
 
@@ -92,13 +93,15 @@ def _shared(flow: Flow, node: gs.Node, queries: Cells | None, keys: Cells | None
 
 
 def _cached(flow: Flow, node: gs.Node, heads: Cells | None, keys: Cells | None, values: Cells | None) -> None:
-    """The mask may have heads; past keys and values have heads and dimensions."""
-    mask = node.inputs[3] if len(node.inputs) > 3 else None
-    if mask is not None and mask.name and flow.rank(mask) > 2 and flow.size(mask)[-3] > 1:
+    """A mask is of tokens, and may have heads; past keys and values have heads and dimensions, and tokens too."""
+    mask = edit.get(node, 3)
+    if mask is not None:
         flow.pin(mask, f"mask of {node.op} '{node.name}'")
-        flow.atoms.pin(flow.of(node.inputs[0])[1 if flow.rank(node.inputs[0]) == 4 else 2], "its mask has heads")
+        if flow.rank(mask) > 2 and flow.size(mask)[-3] > 1:
+            flow.atoms.pin(flow.of(node.inputs[0])[1 if flow.rank(node.inputs[0]) == 4 else 2], "its mask has heads")
     for index, dims in ((4, keys), (5, values)):
-        if index < len(node.inputs) and node.inputs[index].name:
+        if edit.get(node, index) is not None:
+            flow.pin(node.inputs[index], f"tokens of {node.op} '{node.name}'", (0, 2))
             flow.meet(node, index, 1, heads)
             flow.meet(node, index, 3, dims)
 
@@ -134,6 +137,10 @@ def rotary(flow: Flow, node: gs.Node) -> None:
     """RotaryEmbedding (X, cosines, sines): dimensions that turn together go together, with their angle."""
     x = node.inputs[0]
     rank = flow.rank(x)
+    tokens = f"tokens of {node.op} '{node.name}'"
+    flow.pin(x, tokens, (0, rank - 2))
+    for tensor in node.inputs[1:3]:
+        flow.pin(tensor, tokens, range(flow.rank(tensor) - 1))
     if int(node.attrs.get("rotary_embedding_dim", 0)):
         flow.pin(x, f"part of it turns at {node.op} '{node.name}'", [rank - 1])
         flow.put(node.outputs[0], flow.of(x))

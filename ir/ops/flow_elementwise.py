@@ -73,9 +73,13 @@ def elementwise(flow: Flow, node: gs.Node) -> None:
 
 
 def same(flow: Flow, node: gs.Node) -> None:
-    """The first input's labels pass; whatever else comes in is scalar."""
+    """The first input's labels pass; whatever else comes in is scalar, or tells a type."""
+    labels = flow.moved(node, 0)
     for tensor in node.outputs:
-        flow.put(tensor, flow.of(node.inputs[0]))
+        flow.put(tensor, labels)
+    for tensor in node.inputs[1:] if node.op == "CastLike" else ():
+        for cells in flow.of(tensor):
+            flow.settle(cells)
 
 
 def axes_of(flow: Flow, node: gs.Node, default: Sequence[int]) -> list[int]:
@@ -102,6 +106,8 @@ def reduce(flow: Flow, node: gs.Node) -> None:
     if not (flow.norms == "allow" and measures(flow, node)):
         flow.pin(x, f"{node.op} '{node.name}' runs over it", axes)
     labels = flow.of(x)
+    for axis in axes:
+        flow.settle(labels[axis])
     if node.attrs.get("keepdims", 1):
         out = [None if a in axes else c for a, c in enumerate(labels)]
     else:
@@ -173,6 +179,8 @@ def resize(flow: Flow, node: gs.Node) -> None:
     x, y = node.inputs[0], node.outputs[0]
     before, after = flow.size(x), flow.size(y)
     flow.pin(x, f"{node.op} '{node.name}' resizes it", [a for a, (m, n) in enumerate(zip(before, after)) if m != n])
+    for index in range(1, len(node.inputs)):
+        flow.pin(node.inputs[index], f"says how {node.op} '{node.name}' resizes")
     labels = flow.of(x)
     if edit.get(node, 3) is not None:
         axes = [int(a) % len(before) for a in node.attrs.get("axes", range(len(before)))]
@@ -183,23 +191,29 @@ def resize(flow: Flow, node: gs.Node) -> None:
 
 
 def quantize(flow: Flow, node: gs.Node) -> None:
-    """QuantizeLinear and DequantizeLinear: a scale per channel follows its axis; a quantized weight starts atoms."""
+    """QuantizeLinear and DequantizeLinear: a scale per channel follows its axis."""
     x = node.inputs[0]
     shape = flow.size(x)
-    if node.attrs.get("block_size", 0):
-        flow.pin_inputs(node, f"block-wise {node.op} '{node.name}'")
-        return
-    labels: list[Cells | None] = flow.of(x)
-    if isinstance(x, gs.Constant):
-        labels = [flow.constant(node, 0, a, origin=a == 0) if n > 1 else None for a, n in enumerate(shape)]
-        for axis, cells in enumerate(labels):
-            flow.cut(node, 0, axis, cells)
     axis = int(node.attrs.get("axis", 1)) % max(len(shape), 1)
+    if node.attrs.get("block_size", 0):
+        _blocks_stay(flow, node, axis)
+        return
+    labels = flow.moved(node, 0)
     for index in (1, 2):
         tensor = edit.get(node, index)
         if tensor is not None and flow.rank(tensor) == 1 and flow.size(tensor)[0] > 1:
             flow.meet(node, index, 0, labels[axis])
     flow.put(node.outputs[0], labels)
+
+
+def _blocks_stay(flow: Flow, node: gs.Node, axis: int) -> None:
+    """Scales for blocks along an axis: all stays, and of a stored weight it is said why."""
+    why = f"block-wise {node.op} '{node.name}'"
+    flow.pin_inputs(node, why)
+    for at, cells in enumerate(flow.moved(node, 0) if flow.stored(node.inputs[0]) else ()):
+        flow.atoms.pin(cells, why)
+        if cells is not None and at != axis:
+            flow.origin(node, 0, at, cells)
 
 
 _REDUCTIONS = ["L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare"]

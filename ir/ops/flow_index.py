@@ -91,7 +91,8 @@ def deformed(flow: Flow, node: gs.Node) -> None:
 
 
 def some_axes(flow: Flow, node: gs.Node) -> None:
-    """Compress (one axis), ReverseSequence (batch and time), Trilu (the last two): what they work along stays."""
+    """Compress (one axis), ReverseSequence (batch and time), Trilu (the last two): what they work along stays, and so
+    does what says where."""
     x = node.inputs[0]
     rank = flow.rank(x)
     if node.op == "Trilu":
@@ -101,6 +102,8 @@ def some_axes(flow: Flow, node: gs.Node) -> None:
     else:
         axes = [int(node.attrs["axis"]) % max(rank, 1)] if "axis" in node.attrs else list(range(rank))
     flow.pin(x, f"{node.op} '{node.name}' works along it", axes)
+    for index in range(1, len(node.inputs)):
+        _stays(flow, node, index)
     if flow.rank(node.outputs[0]) == rank:
         flow.put(node.outputs[0], flow.of(x))
 

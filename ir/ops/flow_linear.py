@@ -17,14 +17,20 @@ if TYPE_CHECKING:
     from ..flow import Flow
 
 
-def _weight_axis(flow: Flow, node: gs.Node, index: int, axis: int) -> Cells | None:
-    """Labels of an output axis of a weight: atoms of its own for a constant, what flowed there for anything else."""
+def weight_axis(flow: Flow, node: gs.Node, index: int, axis: int) -> Cells | None:
+    """Labels of an output axis of a weight: atoms of its own for a constant, what flowed there for anything else.
+
+    They begin here where a weight is made of constants, as one that is stored in few bits is.
+    """
     tensor = node.inputs[index]
     if isinstance(tensor, gs.Constant):
         cells = flow.constant(node, index, axis, origin=True)
         flow.cut(node, index, axis, cells)
         return cells
-    return flow.of(tensor)[axis]
+    found = flow.of(tensor)[axis]
+    if found is not None and flow.stored(tensor):
+        flow.origin(node, index, axis, found)
+    return found
 
 
 def _repeat(cells: Cells | None, times: int) -> Cells | None:
@@ -68,7 +74,9 @@ def fused_conv(flow: Flow, node: gs.Node) -> None:
     """ONNX Runtime's convolution with an activation; a sum that it took in is a fourth input of the output's shape."""
     conv(flow, node)
     if len(node.inputs) > 3 and node.inputs[3].name:
-        flow.meet(node, 3, 1, flow.of(node.outputs[0])[1])
+        for axis, n in enumerate(flow.size(node.inputs[3])):
+            if n > 1:
+                flow.meet(node, 3, axis, flow.of(node.outputs[0])[axis])
         flow.put(node.outputs[0], flow.of(node.outputs[0]))
 
 
@@ -82,7 +90,7 @@ def along_outputs(flow: Flow, node: gs.Node, index: int, cells: Cells | None) ->
 def _conv_out(flow: Flow, node: gs.Node, index: int, channels: int, groups: int, rows: Cells | None) -> Cells | None:
     """Labels of the output channels: {group, position}; plain new ones without groups."""
     if groups == 1:
-        return _weight_axis(flow, node, index, 0)
+        return weight_axis(flow, node, index, 0)
     each = channels // groups
     out = rows
     if each > 1:
@@ -120,7 +128,7 @@ def conv_transpose(flow: Flow, node: gs.Node) -> None:
     flow.pin(weight, f"kernel of '{node.name}'", range(2, len(shape)))
     flow.pin(x, f"space of ConvTranspose '{node.name}'", range(2, len(flow.size(x))))
     flow.meet(node, 1, 0, flow.atoms.resolve(join(_repeat(rows, shape[0] // groups), _tile(columns, groups))))
-    made = _weight_axis(flow, node, 1, 1) if shape[1] > 1 else None
+    made = weight_axis(flow, node, 1, 1) if shape[1] > 1 else None
     out = made if groups == 1 else join(_repeat(rows, shape[1]), _tile(made, groups))
     _finish_conv(flow, node, out, rows, columns, 0)
 
@@ -144,7 +152,7 @@ def gemm(flow: Flow, node: gs.Node) -> None:
 
 def _side(flow: Flow, node: gs.Node, index: int, axis: int) -> Cells | None:
     """A field that is not contracted passes through; that of a constant starts here."""
-    return _weight_axis(flow, node, index, axis)
+    return weight_axis(flow, node, index, axis)
 
 
 def _contract(flow: Flow, node: gs.Node, axis_a: int, axis_b: int, at: Places = PLAIN) -> Cells | None:
@@ -227,6 +235,8 @@ def _letter(flow: Flow, node: gs.Node, terms: list[str], letter: str, out: bool)
         cells = flow.constant(node, *where[0], origin=True) if out else None
     else:
         cells = flow.of(node.inputs[live[0][0]])[live[0][1]]
+        if out and cells is not None and all(flow.stored(node.inputs[i]) for i, _ in where):
+            flow.origin(node, *live[0], cells)
     for i, p in where:
         flow.meet(node, i, p, cells)
     return flow.atoms.resolve(cells)

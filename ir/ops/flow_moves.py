@@ -142,6 +142,9 @@ def gather(flow: Flow, node: gs.Node) -> None:
             flow.cut(node, 0, axis, cells)
     else:
         labels = flow.of(x)
+        for axis, cells in enumerate(labels if flow.stored(x) else ()):
+            if cells is not None and axis != at:
+                flow.origin(node, 0, axis, cells)
     cells, values = labels[at], edit.const(node, 1)
     if cells is not None and values is None:
         flow.pin(x, f"indices of Gather '{node.name}' are computed", [at])

@@ -14,13 +14,23 @@ import onnx_graphsurgeon as gs
 from ..labels import Cells
 from ..resizing import Count
 from .flow_elementwise import align
+from .reduce import trains
 
 if TYPE_CHECKING:
     from ..flow import Flow
 
 
 def batch_norm(flow: Flow, node: gs.Node) -> None:
-    """BatchNormalization: vectors along axis 1."""
+    """BatchNormalization: vectors along axis 1; one that trains puts out more of them, and runs over the other axes."""
+    x = node.inputs[0]
+    if trains(node):
+        _over(flow, node, [a for a in range(flow.rank(x)) if a != 1])
+    _along_channels(flow, node)
+    for tensor in node.outputs[1:] if flow.rank(x) > 1 else ():
+        flow.put(tensor, [flow.of(x)[1]])
+
+
+def _along_channels(flow: Flow, node: gs.Node) -> None:
     labels = flow.of(node.inputs[0])
     if len(labels) > 1:
         for index in range(1, len(node.inputs)):
@@ -31,7 +41,7 @@ def batch_norm(flow: Flow, node: gs.Node) -> None:
 def instance_norm(flow: Flow, node: gs.Node) -> None:
     """InstanceNormalization: statistics over space, vectors along axis 1."""
     _over(flow, node, range(2, flow.rank(node.inputs[0])))
-    batch_norm(flow, node)
+    _along_channels(flow, node)
 
 
 def _over(flow: Flow, node: gs.Node, axes: Sequence[int], index: int = 0) -> None:

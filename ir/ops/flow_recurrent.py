@@ -11,6 +11,7 @@ import onnx_graphsurgeon as gs
 from .. import edit
 from ..labels import Cells
 from ..resizing import Count
+from .flow_linear import weight_axis
 
 if TYPE_CHECKING:
     from ..flow import Flow
@@ -31,13 +32,13 @@ def recurrent(flow: Flow, node: gs.Node) -> None:
     """
     x, r = node.inputs[0], node.inputs[2]
     gates, units = GATES[node.op], flow.size(r)[2]
-    if not isinstance(r, gs.Constant):
+    if not flow.stored(r):
         flow.pin_inputs(node, f"recurrent weight of '{node.name}' is computed")
         return
-    flow.pin(x, f"steps and batch of {node.op} '{node.name}'", (0, 1))
+    _stay(flow, node)
     inputs = flow.of(x)[2]
     flow.meet(node, 1, 2, inputs)
-    cells: Cells | None = flow.constant(node, 2, 2, origin=True)
+    cells = weight_axis(flow, node, 2, 2)
     for index in (5, 6):
         if edit.get(node, index) is not None:
             flow.meet(node, index, 2, cells)
@@ -46,11 +47,18 @@ def recurrent(flow: Flow, node: gs.Node) -> None:
         if edit.get(node, index) is not None:
             flow.meet(node, index, 1, _stacked(cells, times))
     cells = flow.atoms.resolve(cells)
-    flow.cut(node, 2, 2, cells)
     if cells is not None and "hidden_size" in node.attrs:
         flow.fixes.append(Count(node.name, cells, "hidden_size"))
     _products(flow, node, inputs, cells, units)
     _outputs(flow, node.outputs, cells)
+
+
+def _stay(flow: Flow, node: gs.Node) -> None:
+    """Steps, batch and directions; of the lengths of sequences, which are one a sample, everything."""
+    why = f"steps, batch or directions of {node.op} '{node.name}'"
+    for index, axes in ((0, (0, 1)), (1, (0,)), (2, (0,)), (3, (0,)), (4, (0,)), (5, (0, 1)), (6, (0, 1)), (7, (0,))):
+        if edit.get(node, index) is not None:
+            flow.pin(node.inputs[index], why, axes)
 
 
 def _products(flow: Flow, node: gs.Node, inputs: Cells | None, cells: Cells | None, units: int) -> None:

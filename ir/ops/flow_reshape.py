@@ -77,10 +77,6 @@ def _spread(labels: Sequence[Cells | None], axes: Sequence[int], sizes: Sequence
     return np.concatenate(parts, -1)
 
 
-def _reshaped(flow: Flow, node: gs.Node, x: Any) -> list[Cells | None]:
-    return regrid(flow, node, flow.moved(node, 0), flow.size(x), flow.size(node.outputs[0]))
-
-
 def entries(tensor: Any) -> list[int | None] | None:
     """What is known of an int vector's entries (constants, constant parts of a Concat); None: unknown length."""
     if isinstance(tensor, gs.Constant):
@@ -99,10 +95,10 @@ def entries(tensor: Any) -> list[int | None] | None:
 def reshape(flow: Flow, node: gs.Node) -> None:
     """Run on labels; entries of the target that repeat a labelled size are rewritten, -1 stays."""
     x, y = node.inputs[0], node.outputs[0]
-    before = flow.of(x)
-    if isinstance(x, gs.Constant) or all(c is None for c in before):
+    before = flow.moved(node, 0)
+    if all(c is None for c in before):
         return
-    labels = _reshaped(flow, node, x)
+    labels = regrid(flow, node, before, flow.size(x), flow.size(y))
     target: list[int | None] | None
     target = list(node.attrs["shape"]) if "shape" in node.attrs else entries(node.inputs[1])
     if target is None or len(target) != len(labels):
@@ -113,26 +109,32 @@ def reshape(flow: Flow, node: gs.Node) -> None:
         entry = target[axis]
         copied = entry == 0 and not node.attrs.get("allowzero", 0)
         moved = copied and axis < len(before) and before[axis] is not None
+        moved = moved and not _alike(flow, before[axis], cells)  # else the copy is right whatever goes
         if cells is not None and entry != -1:
             if flow.static(y, axis) or (entry or 0) > 0:
                 sizes[axis] = cells
-            elif not moved:
+            elif moved or not copied:
                 flow.atoms.pin(cells, f"size computed at run time for Reshape '{node.name}'")
-        elif cells is None and moved:
-            if flow.static(y, axis):
-                fixed[axis] = int(flow.size(y)[axis])
-            else:
-                flow.atoms.pin(before[axis], f"size copied at run time by Reshape '{node.name}'")
+        if moved and flow.static(y, axis):
+            fixed[axis] = int(flow.size(y)[axis])
+        elif moved:
+            flow.atoms.pin(before[axis], f"size copied at run time by Reshape '{node.name}'")
     if sizes or fixed:
         where = "shape" if "shape" in node.attrs else 1
         flow.fixes.append(Sizes(node.name, where, sizes, (-1,), fixed, length=len(labels)))
     flow.put(y, labels)
 
 
+def _alike(flow: Flow, a: Cells | None, b: Cells | None) -> bool:
+    """Whether the same positions live on two axes, whatever goes."""
+    a, b = flow.atoms.resolve(a), flow.atoms.resolve(b)
+    return a is b or (a is not None and b is not None and np.array_equal(a, b))
+
+
 def reorder(flow: Flow, node: gs.Node) -> None:
     """Flatten, Squeeze, Unsqueeze: a reshape whose sizes follow by themselves."""
-    if not isinstance(node.inputs[0], gs.Constant):
-        flow.put(node.outputs[0], _reshaped(flow, node, node.inputs[0]))
+    x, y = node.inputs[0], node.outputs[0]
+    flow.put(y, regrid(flow, node, flow.moved(node, 0), flow.size(x), flow.size(y)))
 
 
 def _rearrange(flow: Flow, node: gs.Node, split_to: Sequence[int], perm: Sequence[int], fields: Sequence[int]) -> None:
@@ -165,6 +167,8 @@ def space_to_depth(flow: Flow, node: gs.Node) -> None:
 def shape(flow: Flow, node: gs.Node) -> None:
     """What is computed from a shape sees the sizes from before the cut; targets are rewritten where they are used."""
     rank = flow.rank(node.inputs[0])
+    for cells in flow.of(node.inputs[0]):
+        flow.settle(cells)
     start, end, _ = slice(node.attrs.get("start", 0), node.attrs.get("end", rank)).indices(rank)
     if edit.is_output(flow.model, node.outputs[0]):
         flow.pin(node.inputs[0], f"size put out by Shape '{node.name}'", range(start, end))

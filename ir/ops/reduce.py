@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import onnx_graphsurgeon as gs
+
 from .facts import Facts, Quant
 
 _POOLS = ["LpPool", "GlobalLpPool", "MaxUnpool", "MaxRoiPool", "RoiAlign", "GridSample", "Upsample", "Col2Im"]
@@ -33,6 +35,13 @@ _NORMALISE = [
     "MeanVarianceNormalization",
     "LRN",
 ]
+
+
+def trains(node: gs.Node) -> bool:
+    """Whether a BatchNormalization takes its statistics from the batch: an attribute says so, before opset 14 the
+    outputs that it has beyond the first, whether anything reads them or not."""
+    return bool(node.attrs.get("training_mode", 0)) or len(node.outputs) > 1
+
 
 FACTS = (
     Facts("MaxPool", "pool", quant=Quant(shares=True)),

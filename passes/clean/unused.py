@@ -8,7 +8,7 @@ from typing import Any
 import onnx
 import onnx_graphsurgeon as gs
 
-from ...ir import Model, edit
+from ...ir import Model, edit, ops
 
 
 @lru_cache(maxsize=2048)
@@ -26,7 +26,7 @@ def _optional_outputs(op: str, opset: int) -> tuple[bool, ...] | None:
 def _demands_all(node: gs.Node) -> bool:
     """Whether an operator wants outputs that are optional in general: statistics it trains, a cache it carries on."""
     if node.op == "BatchNormalization":
-        return bool(node.attrs.get("training_mode", 0))
+        return ops.trains(node)
     return node.op == "Attention" and any(edit.get(node, k) is not None for k in (4, 5))
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from ...ir import edit
+from ...ir import edit, ops
 from ..fold.fills import compact, is_fill
 from ..rewrite import Outcome, Rewriter, Rule
 from . import gelu
@@ -60,7 +60,7 @@ def channel_vector(rw: Rewriter, tensor: Any, rank: int, axis: int, count: int) 
 
 def batch_norm(rw: Rewriter, node: gs.Node, count: int) -> Affine | None:
     """An inference-mode BatchNormalization with constant parameters as an affine map."""
-    if node.attrs.get("training_mode", 0) or any(t.name for t in node.outputs[1:]):
+    if ops.trains(node):
         return None
     if rw.opset < 7 and not node.attrs.get("is_test", 0):
         return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from ...ir import ops
 from ..rewrite import Outcome, Rewriter, Rule
 from .affine import FLOATS, arithmetic
 
@@ -15,7 +16,7 @@ from .affine import FLOATS, arithmetic
 def _into_norm(rw: Rewriter, node: gs.Node) -> Outcome:
     """Mul, Div, Add or Sub of a per-channel constant after a BatchNormalization in inference mode."""
     norm = next((n for n in (rw.inner(t, "BatchNormalization") for t in node.inputs) if n is not None), None)
-    if norm is None or norm.attrs.get("training_mode", 0) or len(norm.outputs) > 1 or not rw.together(node, norm):
+    if norm is None or ops.trains(norm) or not rw.together(node, norm):
         return None
     gamma, beta, rank = rw.const(norm.inputs[1]), rw.const(norm.inputs[2]), rw.rank(norm.inputs[0])
     if gamma is None or beta is None or rank is None or rank < 2 or gamma.dtype.name not in FLOATS or rw.opset < 9:

@@ -74,7 +74,7 @@ def _kept(node: gs.Node) -> str:
         return f"op {node.op} decides types itself"
     if node.op in FLOAT_ONLY:
         return f"op {node.op} is well defined in float only"
-    if node.attrs.get("training_mode", 0):
+    if node.attrs.get("training_mode", 0) or (node.op == "BatchNormalization" and ops.trains(node)):
         return "it updates statistics, which want more than 11 bits"
     if node.op.startswith("Scatter") and node.attrs.get("reduction", "none") != "none":
         return "it adds up at indices, which runtimes do in float"

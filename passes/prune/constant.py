@@ -16,7 +16,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from scipy import special
 
-from ...ir import Model, edit
+from ...ir import Model, edit, ops
 
 Array = np.ndarray
 BLOCK = 1 << 20  # weights that are looked at together
@@ -144,7 +144,7 @@ def _matrix(a: Analysis, node: gs.Node) -> Known | None:
 
 def _norm(a: Analysis, node: gs.Node) -> Known | None:
     given = [edit.const(node, k) for k in range(1, 5)]
-    if any(g is None for g in given) or node.attrs.get("training_mode", 0):
+    if any(g is None for g in given) or ops.trains(node):
         return None
     scale, shift, mean, var = (np.asarray(g, np.float64) for g in given)
     if scale.ndim != 1:  # spatial=0 of opset 8: a channel's positions differ
@@ -206,6 +206,13 @@ def _dipped(function: Callable[[Array], Array], floor: float) -> Callable[[Analy
 def _gelu(a: Analysis, node: gs.Node) -> Known | None:
     exact = str(node.attrs.get("approximate", "none")) == "none"  # the other form is another function
     return _dipped(lambda x: x * special.ndtr(x), -0.17)(a, node) if exact else None
+
+
+def _swish(a: Analysis, node: gs.Node) -> Known | None:
+    alpha = float(node.attrs.get("alpha", 1.0))
+    if alpha <= 0:  # another shape of function
+        return None
+    return _dipped(lambda x: x * special.expit(alpha * x), -0.2785 / alpha)(a, node)
 
 
 def _hard_sigmoid(node: gs.Node, x: Array) -> Array:
@@ -326,7 +333,7 @@ RULES: dict[str, Callable[[Analysis, gs.Node], Known | None]] = {
     "Neg": _monotone(lambda node, x: -x),
     "HardSwish": _dipped(lambda x: x * np.clip(x / 6 + 0.5, 0, 1), -0.375),
     "Gelu": _gelu,
-    "Swish": _dipped(lambda x: x * special.expit(x), -0.2785),
+    "Swish": _swish,
     "Mish": _dipped(lambda x: x * np.tanh(np.logaddexp(0, x)), -0.3089),
     "Tanh": _monotone(lambda node, x: np.tanh(x)),
     "Exp": _monotone(lambda node, x: np.exp(x)),

@@ -6,6 +6,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from ...ir.errors import OptionError
 from .grouping import Groups
 
@@ -30,9 +32,22 @@ def parse(texts: Sequence[str]) -> Overrides:
     return found
 
 
-def makers(groups: Groups) -> set[tuple[str, int, int]]:
-    """The members (node, input, axis) that make channels; others read them or go along."""
-    return {(o.node, o.index, o.axis) for o in groups.flow.origins}
+def makers(groups: Groups) -> list[list[str]]:
+    """Of every family, the nodes that make its channels; others read them or go along."""
+    first = {(o.node, o.index, o.axis) for o in groups.flow.origins}
+    by_unit: dict[int, list[str]] = {}  # of weights that nodes read as they are stored in few bits
+    for origin in groups.flow.origins:
+        cells = groups.flow.atoms.resolve(origin.cells)
+        for unit in np.unique(cells).tolist() if cells is not None else ():
+            by_unit.setdefault(unit, []).append(origin.node)
+    return [
+        list(
+            dict.fromkeys(
+                [m[0] for m in f.members if m in first] + [n for u in f.units.tolist() for n in by_unit.get(u, ())]
+            )
+        )
+        for f in groups.families
+    ]
 
 
 def of_families(groups: Groups, overrides: Overrides) -> Mapping[int, float]:
@@ -40,7 +55,7 @@ def of_families(groups: Groups, overrides: Overrides) -> Mapping[int, float]:
     first = makers(groups)
     found: dict[int, float] = {}
     for pattern, share in overrides:
-        hit = [k for k, f in enumerate(groups.families) if any(pattern.search(m[0]) for m in f.members if m in first)]
+        hit = [k for k, names in enumerate(first) if any(pattern.search(n) for n in names)]
         if not hit:
             raise OptionError(f"prune: shares: {pattern.pattern} matches no group that may go; see inspect --groups")
         found.update((k, share) for k in hit if k not in found)

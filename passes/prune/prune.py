@@ -14,7 +14,7 @@ from ...ir.errors import OptionError
 from ...runtime.feeds import Feeds
 from ...runtime.loading import give_back
 from ..base import Context, LossyPass, PassResult, Skip
-from . import contest, criteria, dead, energy, fisher, grouping, overrides, sensitivity, shortfall, synthetic
+from . import contest, criteria, dead, energy, fisher, grouping, overrides, sensitivity, shortfall, synthetic, unfitted
 from . import plan as planning
 from .amount import Amount, chosen
 from .cut import cut
@@ -246,6 +246,9 @@ class Prune(LossyPass):
         if plan.goals and plan.feeds is not None:
             graph_order.sort(model)
             fitted = refit(model, plan.layers, plan.feeds, plan.goals, self._kept(plan, gone), ctx, plan.ridges)
+        if self.refit and plan.feeds is not None:
+            raw = unfitted.that_lost(model, plan.groups.flow, gone, plan.layers, ctx.excluded)
+            skipped = (*skipped, *(Skip(node, f"not refitted: {why}") for node, why in raw.items()))
         did = {"channels removed": len(gone), "of": len(plan.groups.units), "layers refitted": fitted}
         details: dict[str, Any] = {"contest": plan.contest} if plan.contest else {}
         if plan.pace is not None:

@@ -32,7 +32,7 @@ def of_shares(groups: Groups, order: Order, shares: Mapping[int, float], gone: S
         family = groups.families[k]
         due, left = round(share * len(family.units)), lost.get(k, 0)
         if due and (settled.get(k, 0) < due or not left):
-            name = next(m[0] for m in family.members if m in first)
+            name = first[k][0]
             lines.append(
                 f"prune: shares: of the {len(family.units)} channels that {name} makes only {left} may go "
                 f"(asked for {due}): min_channels or round_to keeps the others"

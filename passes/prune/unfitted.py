@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
-from ...ir import Model, cost, ops
+from ...ir import Model, cost, edit, ops
+from ...ir.flow import Flow
+from .cut import alive_after
 from .layers import Layer, unfit
+
+FORMS = ("DequantizeLinear", "Cast", "Mul", "Transpose", "Reshape", "Squeeze", "Unsqueeze")  # between file and use
 
 
 def unfitted(model: Model, found: Sequence[Layer], keep: Callable[[gs.Node], bool]) -> dict[str, str]:
@@ -19,6 +24,15 @@ def unfitted(model: Model, found: Sequence[Layer], keep: Callable[[gs.Node], boo
     layers, top = {x.node for x in found}, {n.name for n in model.graph.nodes}
     left = [n for n in model.nodes() if n.name not in layers and _holds_weights(n)]
     return {n.name: _reason(n, n.name in top, keep) for n in left}
+
+
+def that_lost(
+    model: Model, flow: Flow, gone: np.ndarray, found: Sequence[Layer], keep: Callable[[gs.Node], bool]
+) -> dict[str, str]:
+    """Of these the ones whose inputs lost channels: nothing made up for it."""
+    alive = alive_after(flow, gone)
+    lost = {p.node for p in flow.products if p.inner is not None and not alive(p.inner).all()}
+    return {name: why for name, why in unfitted(model, found, keep).items() if name in lost}
 
 
 def _reason(node: gs.Node, top: bool, keep: Callable[[gs.Node], bool]) -> str:
@@ -33,13 +47,18 @@ def _holds_weights(node: gs.Node) -> bool:
     facts, foreign = ops.facts(node), node.domain not in (None, "", "ai.onnx")
     if not foreign and facts.macs is ops.UNKNOWN.macs:
         return False
-    return any(_is_matrix(t) or _is_matrix(_stored(t)) for t in node.inputs)
+    return any(_is_matrix(_stored(t)) for t in node.inputs)
 
 
 def _stored(tensor: Any) -> Any:
-    """What a weight that is kept in few bits is made from."""
-    makers = [n for n in tensor.inputs if n.op == "DequantizeLinear"]
-    return makers[0].inputs[0] if makers else None
+    """What a weight that is kept in another form, such as few bits, is made from; None where it is not stored."""
+    if isinstance(tensor, gs.Constant):
+        return tensor
+    maker = edit.producer(tensor)
+    if maker is None or maker.op not in FORMS:
+        return None
+    found = [_stored(t) for t in (maker.inputs if maker.op == "Mul" else maker.inputs[:1])]
+    return None if any(t is None for t in found) else max(found, key=cost.size)
 
 
 def _is_matrix(tensor: Any) -> bool:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from ...ir import Model, edit
+from ...ir import Model, edit, ops
 
 if TYPE_CHECKING:
     from .equalise import Flow
@@ -105,7 +105,7 @@ def _quotient(flow: Flow, node: gs.Node) -> bool:
 
 
 def _batch_norm(flow: Flow, node: gs.Node) -> bool:
-    if node.attrs.get("training_mode", 0) or any(edit.const(node, k) is None for k in (1, 2)):
+    if ops.trains(node) or any(edit.const(node, k) is None for k in (1, 2)):
         return False
     flow.bar(node.inputs[0])
     flow.of[node.outputs[0].name] = flow.fresh(int(node.inputs[1].shape[0]), 1)
