@@ -54,6 +54,15 @@ def trained() -> ir.Model:
     return model
 
 
+def placed_norm() -> ir.Model:
+    """BatchNormalization of opset 8 with parameters for every place, and an axis of these that a linear layer makes."""
+    n = Net(x=[2, 3, 4, 6], opset=8)
+    given = [n.weight(3, 4, 8) for _ in range(4)]
+    n.weights[given[3]] = np.abs(n.weights[given[3]]) + 0.5
+    n.linear(n.op("Relu", n.op("BatchNormalization", n.linear("x", 6, 8), *given, spatial=0)), 8, 5)
+    return n.model()
+
+
 def masked(heads: bool = False) -> ir.Model:
     """Attention whose mask is made by a linear layer, of tokens alone or by head."""
     n = Net(x=[2, 4, 5, 6], c=[5, 9], opset=23)
@@ -132,6 +141,7 @@ def summed() -> ir.Model:
 SIDES: dict[str, tuple[Any, Feeds]] = {
     "condition": (condition, {"x": (2, 7, 6), "c": (1, 5)}),
     **{k: (lambda k=k: first_states(k), {"x": (7, 2, 3), "c": (2, 5)}) for k in ("LSTM", "GRU", "RNN")},
+    "placed_norm": (placed_norm, {"x": (2, 3, 4, 6)}),
     "trained": (trained, {"x": (2, 3, 8, 8)}),
     "masked": (masked, {"x": (2, 4, 5, 6), "c": (5, 9)}),
     "masked_heads": (lambda: masked(True), {"x": (2, 4, 5, 6), "c": (5, 9)}),

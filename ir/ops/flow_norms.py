@@ -34,7 +34,8 @@ def _along_channels(flow: Flow, node: gs.Node) -> None:
     labels = flow.of(node.inputs[0])
     if len(labels) > 1:
         for index in range(1, len(node.inputs)):
-            flow.meet(node, index, 0, labels[1])
+            for axis in range(flow.rank(node.inputs[index])):  # one; all but the batch where spatial=0 (opset 8)
+                flow.meet(node, index, axis, labels[1 + axis])
     flow.put(node.outputs[0], flow.of(node.inputs[0]))
 
 
