@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -101,19 +102,20 @@ def _check_places(run: dict[str, Any], output: Path, settings: Any) -> None:
 
     weights = data_files(run["model"])
     kept = [run["model"], *weights, *places.read_by(settings), *([run["recipe"]] if run["recipe"] else [])]
-    places.check(output, kept)
+    check = partial(places.check, kept=kept, every=settings.preprocess is not None)
+    check(output)
     kept.append(output)
     if weights:
         beside = data_place(output, lambda place: any(places.same(place, w) for w in weights))
-        places.check(beside, kept, "weights file")
+        check(beside, what="weights file")
         kept.append(beside)
     for path in run["report"]:
-        places.check(path, kept, "report")
+        check(path, what="report")
         kept.append(path)
         if path.suffix.lower() not in (".json", ".html", ".htm"):
             raise OptionError(f"report {path}: the name must end in .json or .html, which says what to write")
     if settings.timings is not None:
-        places.check(Path(settings.timings), kept, "timings file")
+        check(Path(settings.timings), what="timings file")
 
 
 def _work(run: dict[str, Any], output: Path, settings: Any) -> int:

@@ -19,16 +19,17 @@ def default_output(model: str | Path) -> Path:
 def read_by(settings: Any) -> list[Path]:
     """Files that data, metric and preprocessing are read from; a folder of data stands for what is in it."""
     from ..runtime.functions import is_function
+    from ..runtime.sources import RANDOM
 
-    texts = [t for t in (settings.data, settings.metric, settings.preprocess) if isinstance(t, str)]
+    texts = [t for t in (settings.data, settings.metric, settings.preprocess) if isinstance(t, str) and t != RANDOM]
     named = [os.path.expanduser(t.rpartition(":")[0] if is_function(t) else t) for t in texts]
     return [Path(name) for name in named if os.path.exists(name)]
 
 
-def check(path: Path, kept: list[Path], what: str = "output") -> None:
+def check(path: Path, kept: list[Path], what: str = "output", every: bool = False) -> None:
     """Raise OutputError unless `path` can be written and is none of `kept`, by name, link or hard link.
 
-    Of a folder in `kept` it must be none of the files that feeds are read from.
+    Of a folder in `kept` it must be none of the files that feeds are read from. every: all files of it are.
     """
     try:
         path.lstat()
@@ -39,7 +40,7 @@ def check(path: Path, kept: list[Path], what: str = "output") -> None:
     for other in kept:
         if same(path, other):
             raise OutputError(f"the {what} {path} is the same file as {other}; it would be overwritten, name another")
-        if other.is_dir() and _is_data(path, other):
+        if other.is_dir() and _is_data(path, other, every):
             raise OutputError(f"the {what} {path} is one of the data in {other}; it would be overwritten, name another")
     if path.is_dir():
         raise OutputError(f"cannot write {path}: it is a folder")
@@ -55,12 +56,12 @@ def check(path: Path, kept: list[Path], what: str = "output") -> None:
         raise OutputError(f"cannot write {path}: {e.strerror or e}") from None
 
 
-def _is_data(path: Path, folder: Path) -> bool:
+def _is_data(path: Path, folder: Path, every: bool) -> bool:
     """Whether a path is a file that feeds are read from where `folder` is the data."""
     from ..runtime.images import SUFFIXES
 
     inside = path.is_file() and folder.resolve() in path.resolve().parents
-    return inside and path.suffix.lower() in (*SUFFIXES, ".npz", ".npy", ".pb")
+    return inside and (every or path.suffix.lower() in (*SUFFIXES, ".npz", ".npy", ".pb"))
 
 
 def folder(path: Path) -> None:

@@ -74,10 +74,11 @@ def build(name: str, values: Mapping[str, Any], known: Registry | None = None) -
 def checked(p: Pass) -> Pass:
     """A pass that was made in Python, with its options refused or taken as `build` does: plain numbers, within limits.
 
-    Options of types that no text can say are left alone, passes inside a pass are looked at.
+    Looked at are options that hold a number, a truth value, a text or a list of one of these, and passes inside a pass;
+    defaults and all other types are left alone.
     """
     read = {f.name: _made(type(p), f, getattr(p, f.name)) for f in fields(p) if f.init}
-    new = {k: v for k, v in read.items() if type(v) is not type(old := getattr(p, k)) or v != old}
+    new = {k: v for k, v in read.items() if v is not getattr(p, k)}
     return replace(p, **new) if new else p
 
 
@@ -159,8 +160,9 @@ def _made(cls: type[Pass], f: Field[Any], value: Any) -> Any:
     """An option as Python gave it; text stays text, where a number is due it is refused."""
     if isinstance(value, (tuple, list)) and any(isinstance(v, Pass) for v in value):
         return tuple(checked(v) if isinstance(v, Pass) else v for v in value)
-    kind = _type(cls, f)
-    return _value(cls, f, value, _check) if set(_members(kind)) <= PLAIN or _is_list(kind) else value
+    kind = _annotation(cls, f)
+    plain = all(m in PLAIN or _element(m) in PLAIN for m in _members(kind))
+    return _value(cls, f, value, _check) if plain and value is not f.default else value
 
 
 def _taken(value: Any, kind: Any) -> Any:
@@ -229,9 +231,11 @@ def _check(value: Any, kind: Any) -> Any:
     """A value with a type of its own (from TOML or Python), where the option's type allows it; numbers become plain."""
     members = _members(kind)
     lists = [m for m in members if _is_list(m)]
-    simple = tuple(m for m in members if isinstance(m, type) and m not in lists)
+    simple = tuple(m for m in members if isinstance(m, type) and m not in lists and m is not Any)
     if lists and isinstance(value, (list, tuple)):
-        return tuple(_taken(v, _inner(lists[0])) for v in value)
+        inner = _element(lists[0])
+        items = [v if inner is None else _check(v, inner) for v in value]
+        return items if typing.get_origin(lists[0]) is list else tuple(items)
     if not isinstance(value, bool):
         if int in simple and isinstance(value, Integral):
             return int(value)
@@ -254,7 +258,13 @@ def _within(value: Any, limits: Mapping[str, Any]) -> None:
 
 
 def _type(cls: type, f: Field[Any]) -> Any:
-    """The annotation of a field, evaluated where its class was written; `str` where it cannot be."""
+    """What a field takes, by its annotation; by its default, or text, where the annotation's names are unknown."""
+    kind = _annotation(cls, f)
+    return kind if kind is not None else str if f.default is MISSING or f.default is None else type(f.default)
+
+
+def _annotation(cls: type, f: Field[Any]) -> Any:
+    """The annotation of a field, evaluated where its class was written; None where its names are unknown by then."""
     if not isinstance(f.type, str):
         return f.type
     owner = next((c for c in cls.__mro__ if f.name in inspect.get_annotations(c)), cls)
@@ -262,7 +272,7 @@ def _type(cls: type, f: Field[Any]) -> Any:
     try:
         return eval(f.type, scope)  # the text of our own annotation, not of a user
     except (NameError, TypeError, SyntaxError):
-        return str if f.default is MISSING or f.default is None else type(f.default)
+        return None
 
 
 def _option(cls: type[Pass], f: Field[Any]) -> Option:
@@ -290,6 +300,12 @@ def _members(kind: Any) -> tuple[Any, ...]:
 
 def _is_list(kind: Any) -> bool:
     return typing.get_origin(kind) in (tuple, list, Sequence) or kind in (tuple, list)
+
+
+def _element(kind: Any) -> Any:
+    """The one type that every item of a list has; None where there is none."""
+    kinds = {a for a in typing.get_args(kind) if a is not Ellipsis}
+    return kinds.pop() if _is_list(kind) and len(kinds) == 1 else None
 
 
 def _inner(kind: Any) -> Any:

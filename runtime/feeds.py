@@ -239,11 +239,11 @@ def owned(value: Any) -> Any:
     """A feed, or a value of one, with arrays and tensors of its own."""
     if isinstance(value, Mapping):
         return {k: owned(v) for k, v in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, (list, tuple)):
         return [owned(v) for v in value]
-    if isinstance(value, np.ndarray) or not hasattr(value, "numpy"):
-        return value.copy() if isinstance(value, np.ndarray) else value
-    return np.array(value.numpy())
+    if hasattr(value, "numpy"):  # a torch or tensorflow tensor
+        return np.array(value.numpy())
+    return np.array(value) if hasattr(value, "__array__") or isinstance(value, (memoryview, bytearray)) else value
 
 
 def feed_bytes(feed: Feed) -> int:

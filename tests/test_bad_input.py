@@ -361,6 +361,8 @@ def test_no_result_is_written_over_what_the_run_reads(capsys, room):
         refused(capsys, room, *arguments, says="same file")
     refused(capsys, room, *own, "--data", room / "set", "-o", room / "set" / "a.npz", says="one of the data")
     assert onnxslim(capsys, *own, "--data", room / "set", "-o", room / "set" / "a.onnx").code == 0
+    mine = ("--data", room / "set", "--preprocess", f"{room}/task.py:f", "-o", room / "set" / "a.onnx")
+    refused(capsys, room, *own, *mine, says="one of the data")
 
 
 def test_external_data_outside_the_models_folder(capsys, room):

@@ -62,6 +62,12 @@ def test_a_norm_that_trains_keeps_outputs_that_nobody_reads(opset, attrs, more):
     assert distance(run(ir.to_proto(model), x), run(ir.to_proto(small), x)) == 0
 
 
+def test_outputs_without_names_train_nothing():
+    norm = helper.make_node("BatchNormalization", ["x", *"stmv"], ["y", "", "", "", ""], name="norm")
+    model = build([norm], {"x": [2, 3, 4, 4]}, {k: np.ones(3, np.float32) for k in "stmv"}, 9)
+    assert not ir.ops.trains(next(iter(model.nodes())))
+
+
 def test_an_output_takes_its_name_along():
     model, _ = _clean("g (float[2] x) => (float[2] y) { a = Exp(x)\n y = Identity(a) }")
     (node,) = model.nodes()

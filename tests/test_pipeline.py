@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx
@@ -274,6 +274,31 @@ def test_a_pass_made_in_python_is_held_to_its_types():
         for given in (wrong, Pipeline((wrong,))):
             with pytest.raises(OptionError, match=r"pass 'many': .*expected"):
                 spec.checked(given)
+
+
+@dataclass(frozen=True)
+class Odd(Pass):
+    """Options that no text can say, and defaults that are none of what their types say."""
+
+    name: ClassVar[str] = "odd"
+    unknown: Unheard | None = None  # type: ignore[name-defined]  # noqa: F821
+    cap: float = float("inf")
+    missing: int = None  # type: ignore[assignment]
+    pair: tuple[str, float] = ("a", 0.5)
+    pairs: tuple[tuple[str, float], ...] = ()
+    anything: tuple[Any, ...] = ()
+    bare: tuple = ()
+    several: list[str] | None = None
+    array: np.ndarray | None = None
+
+
+def test_what_no_text_can_say_is_left_to_the_pass():
+    for odd in (Odd(), Odd(unknown=object(), pair=("b", 1.0), anything=(3, "a"), bare=(1,), array=np.ones(3))):
+        assert vars(spec.checked(odd)) == vars(odd)
+    assert spec.checked(Odd(pairs=(("a", 0.5),))).pairs == (("a", 0.5),)
+    assert spec.checked(Odd(several=["a"])).several == ["a"]
+    with pytest.raises(OptionError, match="several"):
+        spec.checked(Odd(several=[1]))
 
 
 def test_options_are_read_off_the_dataclass():

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnxslim_opt.passes.prune import Prune, groups
+from onnxslim_opt.passes.prune import Prune, criteria, groups
 from prune_nets import Net, image
 from prune_stored import STORED, Stored
 from prune_twin import check, distance, run
@@ -83,3 +83,44 @@ def test_weights_in_blocks_stay_with_a_reason() -> None:
     n.linear(n.op("Relu", n.op("MatMul", "x", made)), 6, 4)
     rows = {(r.channels, r.pinned) for r in groups(n.model(), image(2, 8)).describe()}
     assert (6, "block-wise DequantizeLinear 'DequantizeLinear_0'") in rows
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.uint8])
+@pytest.mark.parametrize("criterion", ["l1", "l2", "fpgm"])
+def test_integers_are_weighed_by_the_numbers_they_stand_for(criterion: str, kind: Any) -> None:
+    """Six of twelve units hardly count, though their integers are as large as those of the others."""
+    n, rng = Net(x=[2, 5, 8]), np.random.default_rng(3)
+    codes, scale, zero = n.weight(8, 12), n.weight(12), n.weight(12)
+    middle = 128 if kind is np.uint8 else 0
+    n.weights[codes] = (rng.integers(-127, 128, (8, 12)) + middle).astype(kind)
+    n.weights[scale] = np.where(np.arange(12) < 6, 1e-6, 1e-2).astype(np.float32)
+    n.weights[zero] = np.full(12, middle, kind)
+    n.linear(n.op("Tanh", n.op("MatMul", "x", n.op("DequantizeLinear", codes, scale, zero, axis=1))), 12, 6)
+    model = n.model()
+    data = [{"x": rng.standard_normal((2, 5, 8)).astype(np.float32)} for _ in range(12)]
+    small = model.copy()
+    Prune(ratio=0.5, round_to=1, criterion=criterion, refit=False).run(small, context(model, data))
+    ir.order.sort(small)
+    assert distance(run(ir.to_proto(model), data[0]), run(ir.to_proto(small), data[0])) < 1e-3
+
+
+@pytest.mark.parametrize("op", ["MatMul", "Gemm", "Einsum"])
+def test_activations_are_those_of_the_data_where_a_stored_weight_comes_first(op: str) -> None:
+    n = Stored("half", x=[8, 5])
+    loud = n.weight(12, 1)
+    n.weights[loud] = np.where(np.arange(12) < 6, 1e-3, 1.0).astype(np.float32)[:, None]
+    h = n.op("Mul", n.op("Tanh", n.op("MatMul", n.stored(12, 8), "x")), loud)
+    n.op(op, n.stored(4, 12), h, **({"equation": "ab,bc->ac"} if op == "Einsum" else {}))
+    model = n.model()
+    found = groups(model, image(8, 5))
+    ctx = context(model, [{"x": np.ones((8, 5), np.float32) * k} for k in range(1, 5)])
+    scores = criteria.activations(model, found, ctx.fit, ctx)
+    quiet, high = np.split(np.array([scores[int(u)] for u in found.units]), 2)
+    assert quiet.max() < 0.05 * high.min()
+
+
+def test_a_stored_weight_that_stays_is_listed_once() -> None:
+    n = Stored("half", x=[2, 5, 8])
+    weight = n.stored(8, 8)
+    n.op("Concat", *(n.op("MatMul", n.op(op, "x"), weight) for op in ("Abs", "Tanh", "Neg")), axis=0)
+    assert [row.channels for row in groups(n.model(), image(2, 5, 8)).describe()] == [8]

@@ -58,7 +58,15 @@ def test_a_function_may_fill_one_buffer(cache_mb):
     assert marks(feeds) == marks(list(feeds)) == list(range(8))
 
 
-@pytest.mark.parametrize("data", [Refilled(), Refilled()()], ids=["reader", "generator"])
+def through(kind):
+    return ({"x": kind(feed["x"])} for feed in Refilled()())
+
+
+@pytest.mark.parametrize(
+    "data",
+    [Refilled(), Refilled()(), through(memoryview), through(lambda x: (x[0],))],
+    ids=["reader", "generator", "views", "tuples"],
+)
 def test_what_is_read_once_may_fill_one_buffer(data):
     assert marks(resolve(data, MODEL)) == list(range(8))
 

@@ -16,6 +16,8 @@ from .flow_elementwise import align
 if TYPE_CHECKING:
     from ..flow import Flow
 
+Pair = tuple[int, int]
+
 
 def weight_axis(flow: Flow, node: gs.Node, index: int, axis: int) -> Cells | None:
     """Labels of an output axis of a weight: atoms of its own for a constant, what flowed there for anything else.
@@ -146,8 +148,13 @@ def gemm(flow: Flow, node: gs.Node) -> None:
         for back, cells in ((1, out), (2, rows)):
             if len(size) >= back and size[-back] > 1:
                 flow.meet(node, 2, len(size) - back, cells)
-    flow.product(node, (0, 1), (inner_a, inner_b), inner, rows, out)
+    flow.product(node, *_data_first(flow, node, (0, 1), (inner_a, inner_b)), inner, rows, out)
     flow.put(node.outputs[0], [rows, out])
+
+
+def _data_first(flow: Flow, node: gs.Node, operands: Pair, axes: Pair) -> tuple[Pair, Pair]:
+    """Operands of a product and the axes that they contract, a weight behind what it is multiplied with."""
+    return (operands[::-1], axes[::-1]) if flow.stored(node.inputs[operands[0]]) else (operands, axes)
 
 
 def _side(flow: Flow, node: gs.Node, index: int, axis: int) -> Cells | None:
@@ -182,10 +189,8 @@ def matmul(flow: Flow, node: gs.Node, at: Places = PLAIN) -> None:
         along_outputs(flow, node, index, columns)
     shapes = [flow.size(t)[: max(r - 2, 0)] for t, r in ((a, rank_a), (b, rank_b))]
     batch = align(flow, node, (at.x, at.w), shapes, max(len(s) for s in shapes))
-    operands, axes = (at.x, at.w), (rank_a - 1, inner_b)
-    if isinstance(a, gs.Constant):
-        operands, axes = operands[::-1], axes[::-1]
-    flow.product(node, operands, axes, inner, rows, columns, *batch)
+    both = _data_first(flow, node, (at.x, at.w), (rank_a - 1, inner_b))
+    flow.product(node, *both, inner, rows, columns, *batch)
     out = [*batch]
     out += [rows] if rank_a > 1 else []
     out += [columns] if rank_b > 1 else []
@@ -206,7 +211,7 @@ def einsum(flow: Flow, node: gs.Node) -> None:
 def _einsum_products(flow: Flow, node: gs.Node, terms: list[str], right: str, fields: dict[str, Cells | None]) -> None:
     """One product for every letter that two inputs sum over; the MACs count with the first. What one input alone sums
     over stays, as it does in a reduction, and so does what three or more do: a product has two sides."""
-    order = sorted(range(len(terms)), key=lambda i: isinstance(node.inputs[i], gs.Constant))
+    order = sorted(range(len(terms)), key=lambda i: flow.stored(node.inputs[i]))
     share = 1.0
     for letter, cells in fields.items():
         where = [i for i in order if letter in terms[i]]

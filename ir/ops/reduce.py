@@ -40,7 +40,7 @@ _NORMALISE = [
 def trains(node: gs.Node) -> bool:
     """Whether a BatchNormalization takes its statistics from the batch: an attribute says so, before opset 14 the
     outputs that it has beyond the first, whether anything reads them or not."""
-    return bool(node.attrs.get("training_mode", 0)) or len(node.outputs) > 1
+    return bool(node.attrs.get("training_mode", 0)) or any(t.name for t in node.outputs[1:])
 
 
 FACTS = (

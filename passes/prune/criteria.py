@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+import onnx_graphsurgeon as gs
 
 from ...ir import Model, edit
 from ...ir.labels import Cells
@@ -92,10 +93,23 @@ def _weights(model: Model, groups: Groups) -> Iterator[tuple[Cells | None, Array
     """Labels of every cut axis of a weight, and its slices along it, `[positions, rest]`."""
     flow, nodes = groups.flow, {n.name: n for n in model.graph.nodes}
     for one in flow.cuts:
-        values = edit.const(nodes[one.node], one.index)
+        values = _meant(nodes[one.node], one.index)
         if values is not None and values.ndim >= 2:
             turned = np.moveaxis(values, one.axis, 0)
             yield flow.atoms.resolve(one.cells), turned.reshape(len(turned), -1)
+
+
+def _meant(node: gs.Node, index: int) -> Array | None:
+    """A constant input of a node; of DequantizeLinear the numbers that its integers stand for."""
+    values, scale = edit.const(node, index), edit.const(node, 1)
+    if node.op != "DequantizeLinear" or index or values is None or scale is None or node.attrs.get("block_size", 0):
+        return values
+    along = [1] * values.ndim
+    if scale.size > 1:
+        along[int(node.attrs.get("axis", 1))] = scale.size
+    zero = edit.const(node, 2)
+    shift = 0.0 if zero is None else zero.astype(np.float32).reshape(-1 if zero.size == 1 else along)
+    return (values.astype(np.float32) - shift) * scale.astype(np.float32).reshape(-1 if scale.size == 1 else along)
 
 
 def activations(model: Model, groups: Groups, feeds: Feeds, ctx: Context) -> dict[int, float]:

@@ -69,9 +69,12 @@ class Groups:
 
     def _pinned(self) -> list[Row]:
         reasons: dict[tuple[str, int, str], int] = {}
-        vital = self._vital()
+        vital, listed = self._vital(), set[int]()
         for origin in self.flow.origins:
             for atom in np.unique(origin.cells):
+                if int(atom) in listed:  # a stored weight that several nodes read
+                    continue
+                listed.add(int(atom))
                 why = self.flow.atoms.pinned(int(atom)) or self._needed(int(atom), vital)
                 if why is not None:
                     key = (origin.node, origin.axis, why)

@@ -13,8 +13,6 @@ from ...ir.flow import Flow
 from .cut import alive_after
 from .layers import Layer, unfit
 
-FORMS = ("DequantizeLinear", "Cast", "Mul", "Transpose", "Reshape", "Squeeze", "Unsqueeze")  # between file and use
-
 
 def unfitted(model: Model, found: Sequence[Layer], keep: Callable[[gs.Node], bool]) -> dict[str, str]:
     """Reason by name, for every node of every level that holds weights and is not among the layers that were found.
@@ -55,10 +53,8 @@ def _stored(tensor: Any) -> Any:
     if isinstance(tensor, gs.Constant):
         return tensor
     maker = edit.producer(tensor)
-    if maker is None or maker.op not in FORMS:
-        return None
-    found = [_stored(t) for t in (maker.inputs if maker.op == "Mul" else maker.inputs[:1])]
-    return None if any(t is None for t in found) else max(found, key=cost.size)
+    found = [_stored(t) for t in maker.inputs if t.name] if maker is not None else []
+    return None if not found or any(t is None for t in found) else max(found, key=cost.size)
 
 
 def _is_matrix(tensor: Any) -> bool:
