@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from ...ir import Model, cost, edit, ops
+from ...ir import Model, cost, ops
 from ...ir.flow import Flow
+from ...ir.model import subgraphs
 from .cut import alive_after
 from .layers import Layer, unfit
 
@@ -19,8 +20,8 @@ def unfitted(model: Model, found: Sequence[Layer], keep: Callable[[gs.Node], boo
 
     keep: the nodes that were to be left alone when they were looked for.
     """
-    layers, top = {x.node for x in found}, {n.name for n in model.graph.nodes}
-    left = [n for n in model.nodes() if n.name not in layers and _holds_weights(n)]
+    layers, top, stored = {x.node for x in found}, {n.name for n in model.graph.nodes}, _stored(model)
+    left = [n for n in model.nodes() if n.name not in layers and _holds_weights(n, stored)]
     return {n.name: _reason(n, n.name in top, keep) for n in left}
 
 
@@ -40,21 +41,27 @@ def _reason(node: gs.Node, top: bool, keep: Callable[[gs.Node], bool]) -> str:
     return unfit(node) or ("its bias is excluded" if top else "it stands in a branch or the body of a loop")
 
 
-def _holds_weights(node: gs.Node) -> bool:
+def _holds_weights(node: gs.Node, stored: Mapping[str, gs.Constant]) -> bool:
     """Whether a node multiplies data with a stored matrix, or may do so: an operator of another domain."""
     facts, foreign = ops.facts(node), node.domain not in (None, "", "ai.onnx")
     if not foreign and facts.macs is ops.UNKNOWN.macs:
         return False
-    return any(_is_matrix(_stored(t)) for t in node.inputs)
+    return any(_is_matrix(_source(t, stored)) for t in node.inputs)
 
 
-def _stored(tensor: Any) -> Any:
-    """What a weight that is kept in another form, such as few bits, is made from; None where it is not stored."""
-    if isinstance(tensor, gs.Constant):
-        return tensor
-    maker = edit.producer(tensor)
-    found = [_stored(t) for t in maker.inputs if t.name] if maker is not None else []
-    return None if not found or any(t is None for t in found) else max(found, key=cost.size)
+def _stored(model: Model) -> dict[str, gs.Constant]:
+    """What is made of constants alone, such as a weight that is kept in few bits, with the largest of these."""
+    found: dict[str, gs.Constant] = {}
+    for node in model.nodes():
+        sources = [_source(t, found) for t in node.inputs if t.name]
+        known = [t for t in sources if t is not None]
+        if known and len(known) == len(sources) and not subgraphs(node):
+            found.update((t.name, max(known, key=cost.size)) for t in node.outputs)
+    return found
+
+
+def _source(tensor: Any, stored: Mapping[str, gs.Constant]) -> gs.Constant | None:
+    return tensor if isinstance(tensor, gs.Constant) else stored.get(tensor.name)
 
 
 def _is_matrix(tensor: Any) -> bool:
