@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from . import ops
+from . import cost, ops
 from .labels import Atoms, Cells
 from .model import Model, subgraphs
 from .resizing import Cut, Fix
@@ -77,7 +77,7 @@ class Flow:
 
     def __post_init__(self) -> None:
         self._weights: dict[tuple[str, int], Cells] = {}
-        self._stored: set[str] = set()  # variables that are made of constants alone
+        self._stored = stored(self.model)
         self._settled: list[Cells] = []  # labels that end at the node that is visited
         for node in self.model.graph.nodes:
             self._visit(node)
@@ -85,9 +85,6 @@ class Flow:
             self.pin(tensor, f"graph output '{tensor.name}'")
 
     def _visit(self, node: gs.Node) -> None:
-        given = [t for t in node.inputs if t.name]
-        if given and all(self.stored(t) for t in given) and not subgraphs(node):
-            self._stored.update(t.name for t in node.outputs if t.name)
         captured = [t for g in subgraphs(node) for n in _deep(g) for t in n.inputs if t.name in self.labels]
         captured += [t for g in subgraphs(node) for t in g.outputs if t.name in self.labels]
         for tensor in captured:
@@ -267,4 +264,15 @@ def _deep(graph: gs.Graph) -> list[gs.Node]:
         current = queue.pop()
         found.extend(current.nodes)
         queue.extend(g for n in current.nodes for g in subgraphs(n))
+    return found
+
+
+def stored(model: Model) -> dict[str, gs.Constant]:
+    """What is made of constants alone, such as a weight that is kept in few bits, with the largest of these."""
+    found: dict[str, gs.Constant] = {}
+    for node in model.nodes():
+        sources = [t if isinstance(t, gs.Constant) else found.get(t.name) for t in node.inputs if t.name]
+        known = [t for t in sources if t is not None]
+        if known and len(known) == len(sources) and not subgraphs(node):
+            found.update((t.name, max(known, key=cost.size)) for t in node.outputs if t.name)
     return found

@@ -141,8 +141,8 @@ def gemm(flow: Flow, node: gs.Node) -> None:
     inner_a, rows_a = (0, 1) if ta else (1, 0)
     inner_b, out_b = (1, 0) if tb else (0, 1)
     inner = _contract(flow, node, inner_a, inner_b)
-    rows = _side(flow, node, 0, rows_a)
-    out = _side(flow, node, 1, out_b)
+    rows = weight_axis(flow, node, 0, rows_a)
+    out = weight_axis(flow, node, 1, out_b)
     if len(node.inputs) > 2 and node.inputs[2].name:
         size = flow.size(node.inputs[2])
         for back, cells in ((1, out), (2, rows)):
@@ -155,11 +155,6 @@ def gemm(flow: Flow, node: gs.Node) -> None:
 def _data_first(flow: Flow, node: gs.Node, operands: Pair, axes: Pair) -> tuple[Pair, Pair]:
     """Operands of a product and the axes that they contract, a weight behind what it is multiplied with."""
     return (operands[::-1], axes[::-1]) if flow.stored(node.inputs[operands[0]]) else (operands, axes)
-
-
-def _side(flow: Flow, node: gs.Node, index: int, axis: int) -> Cells | None:
-    """A field that is not contracted passes through; that of a constant starts here."""
-    return weight_axis(flow, node, index, axis)
 
 
 def _contract(flow: Flow, node: gs.Node, axis_a: int, axis_b: int, at: Places = PLAIN) -> Cells | None:
@@ -183,8 +178,8 @@ def matmul(flow: Flow, node: gs.Node, at: Places = PLAIN) -> None:
         return
     inner_b = rank_b - 2 if rank_b > 1 else 0
     inner = _contract(flow, node, rank_a - 1, inner_b, at)
-    rows = _side(flow, node, at.x, rank_a - 2) if rank_a > 1 else None
-    columns = _side(flow, node, at.w, rank_b - 1) if rank_b > 1 else None
+    rows = weight_axis(flow, node, at.x, rank_a - 2) if rank_a > 1 else None
+    columns = weight_axis(flow, node, at.w, rank_b - 1) if rank_b > 1 else None
     for index in at.vectors:
         along_outputs(flow, node, index, columns)
     shapes = [flow.size(t)[: max(r - 2, 0)] for t, r in ((a, rank_a), (b, rank_b))]

@@ -9,8 +9,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from ...ir import Model, cost, ops
-from ...ir.flow import Flow
-from ...ir.model import subgraphs
+from ...ir.flow import Flow, stored
 from .cut import alive_after
 from .layers import Layer, unfit
 
@@ -20,8 +19,8 @@ def unfitted(model: Model, found: Sequence[Layer], keep: Callable[[gs.Node], boo
 
     keep: the nodes that were to be left alone when they were looked for.
     """
-    layers, top, stored = {x.node for x in found}, {n.name for n in model.graph.nodes}, _stored(model)
-    left = [n for n in model.nodes() if n.name not in layers and _holds_weights(n, stored)]
+    layers, top, weights = {x.node for x in found}, {n.name for n in model.graph.nodes}, stored(model)
+    left = [n for n in model.nodes() if n.name not in layers and _holds_weights(n, weights)]
     return {n.name: _reason(n, n.name in top, keep) for n in left}
 
 
@@ -41,27 +40,13 @@ def _reason(node: gs.Node, top: bool, keep: Callable[[gs.Node], bool]) -> str:
     return unfit(node) or ("its bias is excluded" if top else "it stands in a branch or the body of a loop")
 
 
-def _holds_weights(node: gs.Node, stored: Mapping[str, gs.Constant]) -> bool:
+def _holds_weights(node: gs.Node, weights: Mapping[str, gs.Constant]) -> bool:
     """Whether a node multiplies data with a stored matrix, or may do so: an operator of another domain."""
     facts, foreign = ops.facts(node), node.domain not in (None, "", "ai.onnx")
     if not foreign and facts.macs is ops.UNKNOWN.macs:
         return False
-    return any(_is_matrix(_source(t, stored)) for t in node.inputs)
-
-
-def _stored(model: Model) -> dict[str, gs.Constant]:
-    """What is made of constants alone, such as a weight that is kept in few bits, with the largest of these."""
-    found: dict[str, gs.Constant] = {}
-    for node in model.nodes():
-        sources = [_source(t, found) for t in node.inputs if t.name]
-        known = [t for t in sources if t is not None]
-        if known and len(known) == len(sources) and not subgraphs(node):
-            found.update((t.name, max(known, key=cost.size)) for t in node.outputs)
-    return found
-
-
-def _source(tensor: Any, stored: Mapping[str, gs.Constant]) -> gs.Constant | None:
-    return tensor if isinstance(tensor, gs.Constant) else stored.get(tensor.name)
+    sources = (t if isinstance(t, gs.Constant) else weights.get(t.name) for t in node.inputs)
+    return any(_is_matrix(t) for t in sources)
 
 
 def _is_matrix(tensor: Any) -> bool:
