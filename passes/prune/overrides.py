@@ -33,21 +33,13 @@ def parse(texts: Sequence[str]) -> Overrides:
 
 
 def makers(groups: Groups) -> list[list[str]]:
-    """Of every family, the nodes that make its channels; others read them or go along."""
-    first = {(o.node, o.index, o.axis) for o in groups.flow.origins}
-    by_unit: dict[int, list[str]] = {}  # of weights that nodes read as they are stored in few bits
+    """Of every family, the nodes that make its channels, in the model's order; others read them or go along."""
+    by_unit: dict[int, list[str]] = {}
     for origin in groups.flow.origins:
         cells = groups.flow.atoms.resolve(origin.cells)
         for unit in np.unique(cells).tolist() if cells is not None else ():
             by_unit.setdefault(unit, []).append(origin.node)
-    return [
-        list(
-            dict.fromkeys(
-                [m[0] for m in f.members if m in first] + [n for u in f.units.tolist() for n in by_unit.get(u, ())]
-            )
-        )
-        for f in groups.families
-    ]
+    return [list(dict.fromkeys(n for u in f.units.tolist() for n in by_unit.get(u, ()))) for f in groups.families]
 
 
 def of_families(groups: Groups, overrides: Overrides) -> Mapping[int, float]:
