@@ -142,14 +142,14 @@ def _groups(model: Any, feed: Any, verbose: bool) -> None:
         "one sample are what goes with a whole group, so weights between two groups count in both"
     )
     show.put(title, ("", "channels", "parameters", "MACs", "tied: node (axis)"), shown, numeric=(1, 2, 3), wide=4)
-    pinned = [(_members(r.members, verbose), r.channels, r.pinned) for r in rows if r.pinned is not None]
+    pinned = [(_members(r.members, verbose), r.channels or "", r.pinned) for r in rows if r.pinned is not None]
     if pinned:
         show.put("\npinned, and why", ("node (axis)", "channels", "reason"), pinned, numeric=(1,), wide=2)
 
 
 def _members(members: Any, verbose: bool, most: int = 6) -> str:
     """`conv1 (0), conv2 (1)`, cut short unless everything is wanted."""
-    found = [f"{node} ({axis})" for node, axis in members]
+    found = [f"{node} ({axis})" if axis >= 0 else node for node, axis in members]
     rest = "" if verbose or len(found) <= most else f" and {len(found) - most} more (-v)"
     return ", ".join(found if not rest else found[:most]) + rest
 

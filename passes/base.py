@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from ..ir import Model
     from ..runtime.feeds import Feeds
     from ..runtime.latency import Timings
@@ -55,6 +57,7 @@ class Context:
     exclude: node names matching are left alone by lossy passes.
     threads: of timed sessions. jobs: cores to work on where nothing is timed (see `workers`).
     follows: names of the passes that come after the running one.
+    gammas: |gamma| of the user's batch norms by tensor (see `gammas.gammas`), since `simplify` fuses them.
     own_db: output SQNR that the running pass may fall to by itself, where the user gave a limit; -inf where not.
     """
 
@@ -70,6 +73,7 @@ class Context:
     jobs: int = 1
     exclude: re.Pattern[str] | None = None
     follows: tuple[str, ...] = ()
+    gammas: Mapping[str, np.ndarray] = field(default_factory=dict)
     own_db: float = -math.inf
     on_note: Callable[[str], None] = lambda text: None
     on_progress: Callable[[Iterable[Any], str, int | None], Iterable[Any]] = lambda items, label, total: items

@@ -25,6 +25,7 @@ from ..runtime.sources import DataOptions, notes_on
 from . import report as reports
 from .base import Context, LossyPass, Pass
 from .budget import COLLAPSE_DB, Limits
+from .gammas import gammas
 from .judge import NOWHERE, Judge, Metric
 from .pace import Pace
 from .pipeline import Observer, Pipeline, arrange
@@ -147,7 +148,7 @@ def prepare(model: Model | str | os.PathLike[str], settings: Settings) -> Job:
     ]
     ctx = Context(
         target, fit, check, feeds.source, loaded, timings, settings.seed, settings.memory_mb, settings.threads,
-        settings.jobs, pattern(settings.exclude) if settings.exclude else None,
+        settings.jobs, pattern(settings.exclude) if settings.exclude else None, gammas=gammas(loaded),
     )  # fmt: skip
     limits = Limits(settings.max_drop, settings.min_sqnr)  # type: ignore[arg-type]
     reference = Reference(source, check, threads=settings.threads, memory_mb=settings.memory_mb // 8)

@@ -30,6 +30,7 @@ Array = np.ndarray
 DEFAULT = 0.5  # share of the weights at strength 1 when nobody says
 BLOCK = 128  # columns whose zeros are chosen together
 RIDGE = 1e-2  # of the mean of the diagonal
+REFITS = ("droplayers", "prune", "lowrank")  # passes that make new weights
 
 
 @dataclass
@@ -92,6 +93,8 @@ class Sparsify(LossyPass):
         ctx.note("sparsify: ONNX Runtime on CPUs does not skip zeros: the model gets no faster, its file no smaller")
         found = layers(model, keep=ctx.excluded)
         left = unfitted(model, found, ctx.excluded)
+        if after := [name for name in REFITS if name in ctx.follows]:
+            ctx.note(f"sparsify: {after[0]}, which comes after it, fills zeros again: give sparsify behind it")
         if ctx.source == "random":
             ctx.note("sparsify: no real data was given; weights go by magnitude, nothing makes up for them")
             return Plan(found, left)

@@ -9,14 +9,16 @@ import pytest
 from onnx import helper
 from onnxslim_opt.ir.errors import OptionError
 from onnxslim_opt.passes.base import Context
+from onnxslim_opt.passes.gammas import gammas
 from onnxslim_opt.passes.prune import Prune, criteria, groups
 from onnxslim_opt.passes.prune.order import structures
+from onnxslim_opt.passes.simplify import Simplify
 from onnxslim_opt.passes.target import Target
 from onnxslim_opt.runtime import feeds
 from prune_nets import Net
 from prune_twin import build
 
-from onnxslim_opt import ir
+from onnxslim_opt import ir, optimize
 
 RNG = np.random.default_rng(0)
 
@@ -110,13 +112,34 @@ def test_gammas_of_every_position_are_averaged() -> None:
     n.head(n.conv(n.op("BatchNormalization", a, *names, spatial=0), 12, 7), 7)
     model = n.model()
     found, ctx = groups(model), context(model)
-    scores = criteria.gammas(model, found)
+    scores = criteria.gammas(model, found, {})
     (family,) = [f for f in found.families if len(f.units) == 12]
     assert int(np.argmin([scores[int(u)] for u in family.units])) == 5
     small = model.copy()
     assert Prune(ratio=0.5, round_to=1, criterion="bn").run(small, ctx).changed
     norm = next(n for n in small.graph.nodes if n.op == "BatchNormalization")
     assert all(t.shape[0] < 12 and tuple(t.shape[1:]) == (6, 6) for t in norm.inputs[1:])
+
+
+def test_gammas_rank_channels_whose_norms_were_fused() -> None:
+    """Gammas near zero decide although a small spread makes the fused weights large."""
+    n = Net(x=[1, 3, 6, 6])
+    a = n.conv("x", 3, 12)
+    gamma, beta, mean, var = (n.weight(12) for _ in range(4))
+    n.weights[gamma], n.weights[var] = np.linspace(1, 2, 12, dtype=np.float32), np.ones(12, np.float32)
+    n.weights[gamma][[1, 4, 9]], n.weights[var][[1, 4, 9]] = 1e-6, 1e-15
+    norm = n.op("BatchNormalization", a, gamma, beta, mean, var, epsilon=1e-15)
+    model = n.head(n.op("Relu", n.conv(n.op("Relu", norm), 12, 8)), 8)
+    given = gammas(model)
+    text, data = "prune:ratio=0.15:criterion=bn:round_to=1:refit=false", [{"x": weights(1, 3, 6, 6)} for _ in range(8)]
+    notes = optimize(model, text, data=data).report.notes
+    assert "prune: 8 of 20 channels pass no BatchNormalization: l1 ranks them" in notes
+    Simplify().run(model)
+    assert all(node.op != "BatchNormalization" for node in model.graph.nodes)
+    found = groups(model)
+    scores = criteria.gammas(model, found, given)
+    (family,) = [f for f in found.families if len(f.units) == 12]
+    assert set(np.argsort([scores[int(u)] for u in family.units])[:3].tolist()) == {1, 4, 9}
 
 
 def test_groups_of_one_structure_share_a_number() -> None:

@@ -75,6 +75,7 @@ def test_what_a_branch_reads_stays_and_its_weights_are_copied() -> None:
     found, small, _ = check(model, given, 1.0)
     why = {r.pinned for r in found.describe() if r.pinned}
     assert any("read inside a subgraph of If" in reason for reason in why)
+    assert "it stands in a branch or the body of a loop" in why  # the weights of the branch itself
     inside = [n for g in small.graphs() if g is not small.graph for n in g.nodes if n.op == "Conv"]
     assert tuple(inside[0].inputs[1].shape) == (8, 8, 1, 1)
     assert sizes(small, "Conv")[1] != (8, 8, 1, 1)

@@ -115,7 +115,12 @@ def test_an_amount_counts_what_is_pinned_and_is_told_where_it_cannot_be_met(coun
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"ratio": 0.9, "min_channels": 6}, "only 50.0% of the channels (asked for 90.0%): every layer keeps a few"),
+        ({"ratio": 0.5, "min_channels": 100}, "nothing may go (asked for 50.0%): min_channels=100 keeps every channel"),
+        ({"ratio": 0.5, "shares": ".=0.25"}, "(asked for 50.0%): shares decides for every group"),
+        (
+            {"ratio": 0.9, "min_channels": 6},
+            "only 50.0% of the channels (asked for 90.0%): the few that every layer keeps (min_channels=6)",
+        ),
         ({"ratio": 0.7, "round_to": 6}, "only 50.0% of the channels (asked for 70.0%): channel counts are kept round"),
         (
             {"ratio": 0.1, "shares": ("conv_a=0.9",), "min_channels": 6},

@@ -124,6 +124,21 @@ def test_second_order_rounding_loses_less_on_the_inputs_it_saw():
     assert loss[1] < 0.5 * loss[0]
 
 
+def test_zeros_of_a_sparse_matrix_stay_zeros():
+    rng = np.random.default_rng(6)
+    x = rng.standard_normal((1, 500, 64)) @ rng.standard_normal((1, 64, 64))
+    moment = np.swapaxes(x, 1, 2) @ x / 500
+    w = rng.standard_normal((1, 10, 64))
+    np.put_along_axis(w.reshape(160, 4), np.argsort(np.abs(w.reshape(160, 4)))[:, :2], 0, -1)  # 2:4
+    scale = np.abs(w).max(axis=2) / 127
+    passed = weights.second_order(w, scale, moment)
+    best = weights.descend(w, scale, passed, moment)
+    near = np.clip(np.rint(w / scale[..., None]), -127, 127)
+    loss = [float((((q * scale[..., None] - w) @ np.swapaxes(x, 1, 2)) ** 2).sum()) for q in (near, passed, best)]
+    assert not passed[w == 0].any() and not best[w == 0].any()
+    assert loss[2] < 0.9 * loss[1] < 0.9 * loss[0]
+
+
 def test_saturating_pairs_follow_the_kernels_packing():
     net = Net()
     net.conv("x", 4, 2, 1)

@@ -110,6 +110,19 @@ def test_coordinate_descent_goes_on_from_any_rounding_and_never_up(symmetric):
     np.testing.assert_array_equal(again.values, found.values)  # nothing is left to gain
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_zeros_of_a_sparse_matrix_stay_zeros(symmetric):
+    rng = np.random.default_rng(3)
+    x = np.concatenate([f["x"] for f in inputs(64)]).astype(np.float64)
+    matrix, moment = spiky(rng, (24, 96)).astype(np.float64), x.T @ x / len(x)
+    matrix[rng.random(matrix.shape) < 0.5] = 0
+    found = blocks.gptq(matrix, Grid(4, 32, symmetric), moment)
+    assert not found.real()[matrix == 0].any()
+    assert blocks.error(matrix, found, moment) < blocks.error(
+        matrix, blocks.nearest(matrix, Grid(4, 32, symmetric)), moment
+    )
+
+
 @pytest.mark.parametrize("form", ["folded", "dequantize"])
 def test_scaled_columns_are_divided_again(form):
     model, feeds = mlp(), inputs()

@@ -6,7 +6,7 @@ that layers can be compared; none says what a unit costs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -48,16 +48,26 @@ def magnitudes(model: Model, groups: Groups, power: int) -> dict[int, float]:
     return _averaged(groups, rows())
 
 
-def gammas(model: Model, groups: Groups) -> dict[int, float]:
-    """|gamma| of the batch norms that a unit passes (Network Slimming, arXiv 1708.06519)."""
+def gammas(model: Model, groups: Groups, fused: Mapping[str, Array]) -> dict[int, float]:
+    """|gamma| of the batch norms that a unit passes (Network Slimming, arXiv 1708.06519).
+
+    fused: |gamma| by tensor of the batch norms that the model had before they went into its weights.
+    """
     flow, nodes = groups.flow, {n.name: n for n in model.graph.nodes}
+    standing = set[str]()
 
     def rows() -> Iterator[tuple[Cells | None, Array]]:
         for one in flow.cuts:
             values = edit.const(nodes[one.node], one.index)
             if nodes[one.node].op == "BatchNormalization" and one.index == 1 and values is not None:
+                standing.update(t.name for t in (nodes[one.node].inputs[0], nodes[one.node].outputs[0]))
                 each = np.moveaxis(np.abs(values.astype(np.float64)), one.axis, 0)  # [C, H, W] where spatial=0
                 yield flow.atoms.resolve(one.cells), each.reshape(len(each), -1).mean(1)
+        for tensor, values in fused.items():
+            labels = flow.labels.get(tensor, ())
+            cells = flow.atoms.resolve(labels[1]) if len(labels) > 1 and tensor not in standing else None
+            if cells is not None and len(cells) == len(values):
+                yield cells, values
 
     return _averaged(groups, rows())
 

@@ -19,6 +19,7 @@ from ...ir.labels import Cells
 from ..pace import samples
 from .ledger import Ledger
 from .sizes import Sizes, probed
+from .unfitted import unlabelled
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Family:
 @dataclass(frozen=True)
 class Row:
     """One line of `inspect --groups`: `channels` positions over `members` (node, axis); macs: of one sample;
-    `pinned`: why they stay."""
+    `pinned`: why they stay. channels is 0 and the axis -1 for a node in a branch, or of an unknown op."""
 
     id: int
     channels: int
@@ -79,7 +80,10 @@ class Groups:
                 if why is not None:
                     key = (origin.node, origin.axis, why)
                     reasons[key] = reasons.get(key, 0) + 1
-        return [Row(0, n, ((node, axis),), 0, 0, why) for (node, axis, why), n in reasons.items()]
+        rows = [Row(0, n, ((node, axis),), 0, 0, why) for (node, axis, why), n in reasons.items()]
+        return rows + [
+            Row(0, 0, ((node, -1),), 0, 0, why) for node, why in unlabelled(self.flow.model, self.flow).items()
+        ]
 
     def _vital(self) -> dict[int, str]:
         """Why units stay that an axis cannot spare."""

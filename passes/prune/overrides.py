@@ -14,10 +14,10 @@ from .grouping import Groups
 Overrides = Sequence[tuple[re.Pattern[str], float]]
 
 
-def parse(texts: Sequence[str]) -> Overrides:
+def parse(texts: Sequence[str] | str) -> Overrides:
     """Raises OptionError for what is not of the form."""
     found = []
-    for text in texts:
+    for text in (texts,) if isinstance(texts, str) else texts:
         expression, equals, share = text.rpartition("=")
         try:
             value = float(share)

@@ -160,9 +160,10 @@ class Prune(LossyPass):
         """Say what was asked for and cannot be had; `speedup` says so itself, since only it knows what was measured."""
         found, order = plan.groups, plan.order if plan.pace is None else plan.pace.steps.order
         gone = self._gone(plan, 1.0, ctx).tolist()
-        lines = shortfall.of_shares(found, order, self._shares(found), gone)
+        shares = self._shares(found)
+        lines = shortfall.of_shares(found, order, shares, gone)
         if self.explicit and plan.pace is None:
-            lines += shortfall.of_amount(found, order, self.amount, gone)
+            lines += shortfall.of_amount(found, order, self.amount, shares, gone)
         for line in lines:
             ctx.note(line)
 
@@ -221,10 +222,13 @@ class Prune(LossyPass):
             return criteria.activations(model, found, planning.fitting_feeds(ctx), ctx)
         if criterion == "fpgm":
             return criteria.distances(model, found)
-        scores = criteria.gammas(model, found) if criterion == "bn" else {}
-        if criterion == "bn" and not scores:
-            ctx.note("prune: criterion=bn finds no BatchNormalization left (they were fused); l1 is used")
-        return scores or criteria.magnitudes(model, found, 2 if criterion == "l2" else 1)
+        if criterion != "bn":
+            return criteria.magnitudes(model, found, 2 if criterion == "l2" else 1)
+        scores, plain = criteria.gammas(model, found, ctx.gammas), criteria.magnitudes(model, found, 1)
+        without = len(found.units) - len(scores)
+        if without:
+            ctx.note(f"prune: {without} of {len(found.units)} channels pass no BatchNormalization: l1 ranks them")
+        return plain | scores
 
     def _enough(self, total: int) -> Any:
         """Stop the order where no strength, nor any rounding, would look."""
@@ -235,7 +239,8 @@ class Prune(LossyPass):
 
     def apply(self, model: Model, plan: Plan, strength: float, ctx: Context) -> PassResult:
         """Remove the units that this strength reaches, then refit."""
-        skipped = tuple(Skip(node, why) for node, why in plan.groups.flow.refused.items())
+        flow = plan.groups.flow
+        skipped = tuple(Skip(n, why) for n, why in (flow.refused | unfitted.unlabelled(flow.model, flow)).items())
         gone = self._gone(plan, strength, ctx)
         if not len(gone):
             why = plan.held_back or "nothing that may go was found"

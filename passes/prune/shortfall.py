@@ -10,17 +10,23 @@ from .order import Order
 from .overrides import makers
 
 
-def of_amount(groups: Groups, order: Order, amount: Amount, gone: Sequence[int]) -> list[str]:
+def of_amount(
+    groups: Groups, order: Order, amount: Amount, shares: Mapping[int, float], gone: Sequence[int]
+) -> list[str]:
     """A line where the units that go at full strength are less than the amount, and why; none where they are enough."""
-    found, wanted = f"{amount.share(groups, gone):.1%}", f"{amount.wanted:.1%}"
+    found, wanted, least = f"{amount.share(groups, gone):.1%}", f"{amount.wanted:.1%}", groups.ledger.least
+    if not len(groups.units) and len(groups.ledger.vital) and least > 1:  # any share of no channels is none
+        return [f"prune: nothing may go (asked for {wanted}): min_channels={least} keeps every channel that might"]
     if found == wanted or amount.met(groups, gone, 1.0):
         return []
     if amount.met(groups, order.units, 1.0):
         why = "channel counts are kept round (round_to=1 takes more)"
-    elif amount.counts == "channels":  # of those that may go, so that pins take nothing from it
-        why = "every layer keeps a few"
-    else:
-        why = "the rest is pinned or excluded (inspect --groups says why), or the few that every layer keeps"
+    elif shares and len(shares) == len(groups.families):
+        why = "shares decides for every group"
+    else:  # of channels only those that may go count, so that pins take nothing from it
+        why = "" if amount.counts == "channels" else "the rest is pinned or excluded (inspect --groups says why), or "
+        why += "the few that every layer keeps" + (f" (min_channels={least})" if least > 1 else "")
+        why += ", and shares decides for some groups" if shares else ""
     return [f"prune: all that may go removes only {found} of the {amount.counts} (asked for {wanted}): {why}"]
 
 

@@ -13,6 +13,8 @@ from ...ir.flow import Flow, stored
 from .cut import alive_after
 from .layers import Layer, unfit
 
+INSIDE = "it stands in a branch or the body of a loop"
+
 
 def unfitted(model: Model, found: Sequence[Layer], keep: Callable[[gs.Node], bool]) -> dict[str, str]:
     """Reason by name, for every node of every level that holds weights and is not among the layers that were found.
@@ -33,11 +35,25 @@ def that_lost(
     return {name: why for name, why in unfitted(model, found, keep).items() if name in lost}
 
 
+def unlabelled(model: Model, flow: Flow) -> dict[str, str]:
+    """Reason by name, for every node of every level that holds weights of which propagation saw nothing."""
+    top, weights = {n.name for n in model.graph.nodes}, stored(model)
+    seen = {one.node for one in flow.origins} | {one.node for one in flow.cuts}
+    found = {}
+    for node in model.nodes():
+        if node.name not in seen and _holds_weights(node, weights):
+            why = INSIDE if node.name not in top else flow.refused.get(node.name)
+            if why is None and ops.flow_rule(node) is None:
+                why = f"no facts for op {node.op}"
+            found.update({node.name: why} if why else {})
+    return found
+
+
 def _reason(node: gs.Node, top: bool, keep: Callable[[gs.Node], bool]) -> str:
     if keep(node):
         return "excluded"
     # what else could be fitted is no layer because its bias, an Add of its own, is to be left alone
-    return unfit(node) or ("its bias is excluded" if top else "it stands in a branch or the body of a loop")
+    return unfit(node) or ("its bias is excluded" if top else INSIDE)
 
 
 def _holds_weights(node: gs.Node, weights: Mapping[str, gs.Constant]) -> bool:

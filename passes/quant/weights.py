@@ -15,6 +15,7 @@ from ..bands import bands
 
 _CELLS = 1 << 15  # elements that are searched together: they fit in the cache, as every clip goes through them again
 _SHRINK = np.linspace(1.0, 0.6, 33)  # clips tried, as shares of the largest weight of the channel
+SPARSE = 0.25  # share of zeros from which on they were put there: by `sparsify`, or by training
 
 
 @dataclass(frozen=True)
@@ -124,13 +125,14 @@ def passed_on(
 ) -> np.ndarray:
     """`second_order` of some rows, with the `ordered_factor` of the moment."""
     w = np.take_along_axis(matrix, order[:, None, :], axis=2).astype(np.float64)
+    free = movable(w)
     out = np.empty(w.shape, np.int8)
     s = scale.astype(np.float64)
     for start in range(0, w.shape[2], _BLOCK):
         stop = min(start + _BLOCK, w.shape[2])
         errors = np.empty((*w.shape[:2], stop - start))
         for k in range(start, stop):
-            q = np.clip(np.rint(w[:, :, k] / s), -top, top)
+            q = np.clip(np.rint(w[:, :, k] / s), -top, top) * free[:, :, k]
             out[:, :, k] = q.astype(np.int8)
             errors[:, :, k - start] = (w[:, :, k] - q * s) / upper[:, None, k, k]
             w[:, :, k + 1 : stop] -= errors[:, :, k - start, None] * upper[:, None, k, k + 1 : stop]
@@ -138,6 +140,12 @@ def passed_on(
     back = np.empty_like(out)
     np.put_along_axis(back, np.broadcast_to(order[:, None, :], out.shape), out, axis=2)
     return back
+
+
+def movable(matrix: np.ndarray) -> np.ndarray:
+    """Which weights may take any value, 0 or 1: in a sparse matrix zeros stay, or its pattern (2:4) would be lost."""
+    some = matrix != 0
+    return some if some.size and some.mean() <= 1 - SPARSE else np.ones_like(some)
 
 
 def descend(
@@ -153,11 +161,11 @@ def descend(
     h = moment.astype(np.float64)
     error = matrix - now * s[:, :, None]
     pull = error @ h  # half the slope of the error's square, kept up to date
-    bend = np.einsum("gkk->gk", h)
+    bend, free = np.einsum("gkk->gk", h), movable(matrix)
     for _ in range(rounds):
         moved = False
         for k in range(now.shape[2]):
-            step = np.sign(pull[:, :, k])  # towards less error
+            step = np.sign(pull[:, :, k]) * free[:, :, k]  # towards less error
             gain = 2 * s * np.abs(pull[:, :, k]) - s * s * bend[:, None, k]
             step = np.where((gain > 0) & (np.abs(now[:, :, k] + step) <= top), step, 0.0)
             if not step.any():

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..quant.weights import inverse_factor
+from ..quant.weights import inverse_factor, movable
 
 SHRINK = np.linspace(1.0, 0.6, 21)  # ranges tried, as shares of the widest of the block
 ALPHAS = np.linspace(0.0, 1.0, 11)  # AWQ: exponents of the inputs' size (arXiv 2306.00978)
@@ -138,13 +138,13 @@ def gptq(matrix: np.ndarray, grid: Grid, moment: np.ndarray, damp: float = 0.01)
     w = matrix[:, order].astype(np.float64)
     s, z = (spread(a, grid.block)[:, order].astype(np.float64) for a in (scale, zero))
     upper = inverse_factor(moment[None][:, order][:, :, order], damp)[0]
-    low, high = grid.limits
+    (low, high), free = grid.limits, movable(w)
     out = np.empty(w.shape, np.int16)
     for start in range(0, w.shape[1], STEP):
         stop = min(start + STEP, w.shape[1])
         errors = np.empty((len(w), stop - start))
         for k in range(start, stop):
-            q = np.clip(np.rint(w[:, k] / s[:, k]) + z[:, k], low, high)
+            q = np.where(free[:, k], np.clip(np.rint(w[:, k] / s[:, k]) + z[:, k], low, high), z[:, k])
             out[:, k] = q
             errors[:, k - start] = (w[:, k] - (q - z[:, k]) * s[:, k]) / upper[k, k]
             w[:, k + 1 : stop] -= np.outer(errors[:, k - start], upper[k, k + 1 : stop])
@@ -160,13 +160,14 @@ def descend(matrix: np.ndarray, found: Blocks, grid: Grid, moment: np.ndarray, r
     low, high = grid.limits
     s, now = spread(found.scale, grid.block).astype(np.float64), found.values.astype(np.float64)
     pull = (matrix - found.real()) @ moment  # half the slope of the error's square, kept up to date
+    free = movable(matrix)
     for _ in range(rounds):
         moved = False
         for k in range(now.shape[1]):
-            step = np.sign(pull[:, k])
+            step = np.sign(pull[:, k]) * free[:, k]
             gain = 2 * s[:, k] * np.abs(pull[:, k]) - s[:, k] ** 2 * moment[k, k]
             then = now[:, k] + step
-            rows = np.flatnonzero((gain > 0) & (then >= low) & (then <= high))
+            rows = np.flatnonzero((gain > 0) & (step != 0) & (then >= low) & (then <= high))
             if len(rows):
                 moved = True
                 now[rows, k] = then[rows]
