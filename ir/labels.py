@@ -77,6 +77,18 @@ class Atoms:
             found = self._known[top] = tuple(sorted(seen))
         return found
 
+    def held(self, atom: int) -> str | None:
+        """Why some of what an atom stands for is pinned; None where nothing of it is."""
+        seen, queue = set[int](), [atom]
+        while queue:
+            root = self._root(queue.pop())
+            if root in self.reasons:
+                return self.reasons[root]
+            if root not in seen:
+                seen.add(root)
+                queue.extend(self.definition.get(root, ()))
+        return None
+
     def pinned(self, atom: int) -> str | None:
         """Why an atom can never go; None when it can (or when it is a cell whose atoms can)."""
         seen, queue, reason = set(), [atom], None

@@ -25,6 +25,9 @@ class Net:
         return name
 
     def ints(self, *values: int) -> str:
+        return self.array(values)
+
+    def array(self, values: Any) -> str:
         name = f"i{len(self.weights)}"
         self.weights[name] = np.array(values, np.int64)
         return name

@@ -198,6 +198,34 @@ def test_channels_that_no_axis_can_spare_are_pinned() -> None:
     assert "without it fewer than 6 channels are left of 't3_0'" in {r.pinned for r in rows}
 
 
+def test_what_pins_a_part_of_a_channel_is_told_before_what_needs_another_part() -> None:
+    n = Net(x=["N", 3, 8, 8])
+    pairs = n.op("Softmax", n.op("Reshape", n.conv("x", 3, 8), n.ints(0, 2, 4, -1)), axis=2)
+    model = n.head(n.conv(n.op("Reshape", pairs, n.ints(0, 8, 8, 8)), 8, 6), 6)
+    rows = groups(model, image(2, 3, 8, 8), min_channels=2).describe()
+    (row,) = [r for r in rows if r.members == (("Conv_0", 0),)]
+    assert row.channels == 8 and row.pinned == "Softmax 'Softmax_2' runs over it"
+
+
+ONE_POSITION: dict[str, Any] = {  # of an axis of 8
+    "slice": lambda n, a: n.op("Slice", a, n.ints(3), n.ints(4), n.ints(1)),
+    "backward slice": lambda n, a: n.op("Slice", a, n.ints(3), n.ints(2), n.ints(1), n.ints(-1)),
+    "scalar": lambda n, a: n.op("Unsqueeze", n.op("Gather", a, n.array(3), axis=1), n.ints(1)),
+    "vector": lambda n, a: n.op("Gather", a, n.ints(-5), axis=1),
+    "column": lambda n, a: n.op("Reshape", n.op("Gather", a, n.array([[3]]), axis=1), n.ints(0, 1, 6, 6)),
+}
+
+
+@pytest.mark.parametrize("way", ONE_POSITION)
+def test_one_position_is_taken_and_the_others_may_go(way: str) -> None:
+    n = Net(x=["N", 3, 6, 6])
+    a = n.conv("x", 3, 8)
+    model = n.head(n.op("Mul", n.conv(a, 8, 6), ONE_POSITION[way](n, a)), 6)
+    found, small, _ = check(model, image(2, 3, 6, 6), 1.0)
+    assert sizes(small, "Conv")[0][0] == 1
+    assert [r.channels for r in found.describe() if r.pinned and r.members == (("Conv_0", 0),)] == [1]
+
+
 def test_describe_says_what_is_tied_and_what_it_carries() -> None:
     rows = groups(residual(), image(2, 3, 8, 8)).describe()
     stream = next(r for r in rows if r.channels == 8)

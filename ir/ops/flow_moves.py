@@ -117,6 +117,7 @@ def slice_(flow: Flow, node: gs.Node) -> None:
         out[axis] = cells[list(taken)]
         if len(taken) in (0, n) and steps[k] == 1:
             continue
+        flow.settle(cells)  # positions that are not taken end here
         if steps[k] == 1:
             flow.fixes.append(Bounds(node.name, k, cells, taken.start, taken.stop))
         else:
@@ -162,6 +163,7 @@ def _picked(flow: Flow, node: gs.Node, cells: Cells, values: np.ndarray) -> list
     grid = cells[values]
     if values.ndim == 0:
         flow.atoms.pin(grid[None], f"picked by Gather '{node.name}'")
+    flow.settle(cells)  # positions that are not picked end here
     middle = [grid] if values.ndim == 1 else flow.atoms.factor(grid, f"'{node.outputs[0].name}'") if values.ndim else []
     flow.fixes.append(Pick(node.name, cells, tuple(middle)))
     return list(middle)

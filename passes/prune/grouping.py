@@ -94,9 +94,9 @@ class Groups:
         return {u: f"without it {count} left of '{names.get(k, 'a weight')}'" for u, k in self.ledger.vital.items()}
 
     def _needed(self, atom: int, vital: dict[int, str]) -> str | None:
-        """Why an atom stays of which no part may go."""
+        """Why an atom stays of which no part may go: what pins a part of it says more than that an axis needs one."""
         why = [vital.get(unit) for unit in self.flow.atoms.members(atom)]
-        return next(iter(why), None) if all(why) else None
+        return (self.flow.atoms.held(atom) or next(iter(why), None)) if all(why) else None
 
 
 def find(
