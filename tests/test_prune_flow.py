@@ -226,6 +226,55 @@ def test_one_position_is_taken_and_the_others_may_go(way: str) -> None:
     assert [r.channels for r in found.describe() if r.pinned and r.members == (("Conv_0", 0),)] == [1]
 
 
+def computed_pads(n: Net, *channels: str) -> str:
+    """Amounts as PyTorch writes them, the last axis first: space to a multiple of 4, then those of the channels."""
+    width = n.op("Slice", n.op("Shape", "x"), n.ints(3), n.ints(4))
+    more = n.op("Mod", n.op("Sub", n.ints(4), n.op("Mod", width, n.ints(4))), n.ints(4))
+    pairs = n.op("Concat", n.ints(0), more, n.ints(0), more, *channels, n.ints(0, 0), axis=0)
+    first = n.op(
+        "Slice", n.op("Reshape", pairs, n.ints(-1, 2)), n.ints(-1), n.ints(-(2**63) + 1), n.ints(0), n.ints(-1)
+    )
+    return n.op("Cast", n.op("Reshape", n.op("Transpose", first, perm=[1, 0]), n.ints(-1)), to=7)
+
+
+def test_channels_pass_where_computed_amounts_pad_space() -> None:
+    n = Net(x=["N", 3, "H", "W"])
+    model = n.head(n.conv(n.op("Pad", n.conv("x", 3, 8), computed_pads(n, n.ints(0), n.ints(0))), 8, 6), 6)
+    found, small, gone = check(model, image(2, 3, 6, 6))
+    assert len(found.units) == 14
+    for size in (5, 8, 11):
+        feed = image(1, 3, size, size)
+        again = twin(model, groups(model, feed), gone)
+        assert distance(run(again, feed), run(ir.to_proto(small), feed)) < 1e-4
+
+
+@pytest.mark.parametrize("amount", ["one", "nothing so far"])
+def test_channels_stay_that_computed_amounts_may_pad(amount: str) -> None:
+    n = Net(x=["N", 3, "H", "W"])
+    a = n.conv("x", 3, 8)
+    if amount == "one":
+        pads = computed_pads(n, n.ints(1), n.ints(0))
+    else:  # zero at the sizes that are looked at
+        channels = n.op("Sub", n.op("Slice", n.op("Shape", "x"), n.ints(3), n.ints(4)), n.ints(2**20))
+        channels = n.op("Max", channels, n.ints(0))
+        pads = computed_pads(n, channels, channels)
+    wide = n.op("Pad", a, pads)
+    rows = groups(n.head(n.op("Relu", wide), 9 if amount == "one" else 8), image(2, 3, 6, 6)).describe()
+    (row,) = [r for r in rows if ("Conv_0", 0) in r.members]
+    assert row.channels == 8 and (row.pinned or "").startswith("amounts of Pad")
+
+
+def test_a_table_that_is_padded_to_a_computed_length_keeps_its_labels() -> None:
+    n = Net(x=["N", 3, "W"])
+    length = n.op("Slice", n.op("Shape", "x"), n.ints(2), n.ints(3))
+    more = n.op("Sub", length, n.ints(4))
+    table = n.op("Pad", n.weight(1, 8, 4), n.op("Concat", n.ints(0, 0, 0, 0, 0), more, axis=0))
+    a = n.op("Conv", "x", n.weight(8, 3, 1), n.weight(8))
+    model = n.head(n.op("Conv", n.op("Add", a, table), n.weight(6, 8, 1)), 6)
+    found, _, _ = check(model, {"x": np.random.default_rng(0).standard_normal((2, 3, 7)).astype(np.float32)})
+    assert len(found.units) == 14
+
+
 def test_describe_says_what_is_tied_and_what_it_carries() -> None:
     rows = groups(residual(), image(2, 3, 8, 8)).describe()
     stream = next(r for r in rows if r.channels == 8)

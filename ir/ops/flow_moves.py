@@ -11,6 +11,7 @@ import onnx_graphsurgeon as gs
 from .. import edit
 from ..labels import Cells, stack
 from ..resizing import Bounds, Padding, Parts, Pick, Strides
+from .vectors import entries, run, vector
 
 if TYPE_CHECKING:
     from ..flow import Flow
@@ -82,23 +83,13 @@ def split(flow: Flow, node: gs.Node) -> None:
         flow.put(tensor, [(part if cells is not None else None) if a == at else c for a, c in enumerate(labels)])
 
 
-def _vector(node: gs.Node, index: int, attr: str, default: Any = None) -> list[int] | None:
-    """An int vector that is an attribute in old opsets, a constant input in new ones; None when computed."""
-    if attr in node.attrs:
-        return [int(v) for v in node.attrs[attr]]
-    if edit.get(node, index) is None:
-        return default
-    values = edit.const(node, index)
-    return None if values is None else [int(v) for v in np.ravel(values)]
-
-
 def slice_(flow: Flow, node: gs.Node) -> None:
     """A run of labels; the bounds are recomputed. What is sliced by computed bounds stays."""
     x = node.inputs[0]
     labels = flow.moved(node, 0)
-    starts, ends = _vector(node, 1, "starts"), _vector(node, 2, "ends")
-    axes = _vector(node, 3, "axes", list(range(len(starts or ()))))
-    steps = _vector(node, 4, "steps", [1] * len(starts or ()))
+    starts, ends = vector(node, 1, "starts"), vector(node, 2, "ends")
+    axes = vector(node, 3, "axes", list(range(len(starts or ()))))
+    steps = vector(node, 4, "steps", [1] * len(starts or ()))
     if axes is None:
         flow.pin(x, f"axes of Slice '{node.name}' are computed")
         flow.put(node.outputs[0], flow.of(x))
@@ -113,7 +104,7 @@ def slice_(flow: Flow, node: gs.Node) -> None:
             flow.atoms.pin(cells, f"bounds of Slice '{node.name}' are computed")
             out[axis] = None
             continue
-        taken = range(n)[_whole(starts[k], ends[k], steps[k])]
+        taken = range(n)[run(starts[k], ends[k], steps[k])]
         out[axis] = cells[list(taken)]
         if len(taken) in (0, n) and steps[k] == 1:
             continue
@@ -123,13 +114,6 @@ def slice_(flow: Flow, node: gs.Node) -> None:
         else:
             flow.fixes.append(Strides(node.name, k, axis, cells, tuple(taken)))
     flow.put(node.outputs[0], out)
-
-
-def _whole(start: int, stop: int, step: int) -> slice:
-    """ONNX's bounds as Python's: a backward slice to before the first position is written as a very small number."""
-    if step < 0 and stop < -(2**31) + 1:
-        return slice(start, None, step)
-    return slice(start, stop, step)
 
 
 def gather(flow: Flow, node: gs.Node) -> None:
@@ -170,29 +154,35 @@ def _picked(flow: Flow, node: gs.Node, cells: Cells, values: np.ndarray) -> list
 
 
 def pad(flow: Flow, node: gs.Node) -> None:
-    """Added positions of a labelled axis get labels of their own, and the pad is recomputed."""
-    x = node.inputs[0]
-    rank = flow.rank(x)
-    labels = flow.of(x)
-    pads = _vector(node, 1, "pads")
-    plain = node.attrs.get("mode", "constant") in ("constant", b"constant")
-    if pads is None or len(pads) != 2 * rank or edit.get(node, 3) is not None:
-        flow.pin(x, f"amounts of Pad '{node.name}' are computed")
-        flow.put(node.outputs[0], flow.of(x))
-        return
+    """Added positions of a labelled axis get labels of their own, and the pad is recomputed.
+
+    A vector of amounts that is computed lets the axes pass whose amounts are zeros written in it.
+    """
+    rank, labels = flow.rank(node.inputs[0]), flow.moved(node, 0)
+    written, pads = vector(node, 1, "pads"), _amounts(node, rank)
     out = list(labels)
     for axis, cells in enumerate(labels):
         before, after = pads[axis], pads[axis + rank]
         if cells is None or before == after == 0:
             continue
-        if before < 0 or after < 0 or not plain:
+        if written is None or before is None or after is None:
+            flow.atoms.pin(cells, f"amounts of Pad '{node.name}' are computed")
+            out[axis] = None
+        elif before < 0 or after < 0 or node.attrs.get("mode", "constant") not in ("constant", b"constant"):
             flow.atoms.pin(cells, f"Pad '{node.name}' crops or repeats it")
             out[axis] = None
-            continue
-        head, tail = (flow.atoms.fresh(n) if n else None for n in (before, after))
-        out[axis] = stack([head, cells, tail], [before, len(cells), after])
-        flow.fixes.append(Padding(node.name, axis, rank, head, tail))
+        else:
+            head, tail = (flow.atoms.fresh(n) if n else None for n in (before, after))
+            out[axis] = stack([head, cells, tail], [before, len(cells), after])
+            flow.fixes.append(Padding(node.name, axis, rank, head, tail))
     flow.put(node.outputs[0], out)
+
+
+def _amounts(node: gs.Node, rank: int) -> Sequence[int | None]:
+    """Positions that a Pad adds before and behind every axis, where they are known."""
+    given = edit.get(node, 1)
+    known = node.attrs["pads"] if "pads" in node.attrs else None if given is None else entries(given)
+    return known if known and len(known) == 2 * rank and edit.get(node, 3) is None else [None] * (2 * rank)
 
 
 def tile(flow: Flow, node: gs.Node) -> None:

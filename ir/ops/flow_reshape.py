@@ -15,6 +15,7 @@ import onnx_graphsurgeon as gs
 from .. import edit
 from ..labels import Cells
 from ..resizing import Sizes
+from .vectors import entries
 
 if TYPE_CHECKING:
     from ..flow import Flow
@@ -75,21 +76,6 @@ def _spread(labels: Sequence[Cells | None], axes: Sequence[int], sizes: Sequence
             shape[p] = sizes[p]
             parts.append(np.broadcast_to(cells.reshape(shape), (*sizes, cells.shape[1])))
     return np.concatenate(parts, -1)
-
-
-def entries(tensor: Any) -> list[int | None] | None:
-    """What is known of an int vector's entries (constants, constant parts of a Concat); None: unknown length."""
-    if isinstance(tensor, gs.Constant):
-        return [int(v) for v in np.ravel(tensor.values)]
-    maker = edit.producer(tensor)
-    if maker is not None and maker.op == "Concat":
-        parts = [entries(t) for t in maker.inputs]
-        return None if any(p is None for p in parts) else [v for p in parts for v in p or ()]
-    if maker is not None and maker.op in ("Cast", "Identity"):
-        return entries(maker.inputs[0])
-    shape = tensor.shape
-    known = shape is not None and len(shape) == 1 and isinstance(shape[0], (int, np.integer))
-    return [None] * int(shape[0]) if known else None
 
 
 def reshape(flow: Flow, node: gs.Node) -> None:
