@@ -275,6 +275,98 @@ def test_a_table_that_is_padded_to_a_computed_length_keeps_its_labels() -> None:
     assert len(found.units) == 14
 
 
+PASSED: dict[str, Any] = {  # windows of one position along the hidden axis of [N, 1, 12, 24]
+    "Conv": lambda n, a: n.op("Conv", a, n.weight(4, 1, 3, 1), n.weight(4), pads=[1, 0, 1, 0], dilations=[1, 7]),
+    "same": lambda n, a: n.op("Conv", a, n.weight(4, 1, 3, 1), auto_pad="SAME_UPPER"),
+    "groups": lambda n, a: n.op("Conv", PASSED["Conv"](n, a), n.weight(6, 2, 2, 1), group=2, strides=[2, 1]),
+    "depthwise": lambda n, a: n.op("Conv", PASSED["Conv"](n, a), n.weight(4, 1, 1, 1), group=4, auto_pad="VALID"),
+    "ConvTranspose": lambda n, a: n.op(
+        "ConvTranspose", a, n.weight(1, 3, 2, 1), n.weight(3), strides=[2, 1], output_padding=[1, 0]
+    ),
+    "AveragePool": lambda n, a: n.op("AveragePool", a, kernel_shape=[2, 1], strides=[2, 1]),
+    "MaxPool": lambda n, a: n.op("MaxPool", a, kernel_shape=[3, 1], pads=[1, 0, 1, 0]),
+    "LpPool": lambda n, a: n.op("LpPool", a, kernel_shape=[2, 1]),
+}
+STOPPED: dict[str, Any] = {
+    "kernel": lambda n, a: n.op("Conv", a, n.weight(4, 1, 1, 2)),
+    "stride": lambda n, a: n.op("Conv", a, n.weight(4, 1, 1, 1), strides=[1, 2]),
+    "stride of a pool": lambda n, a: n.op("MaxPool", a, kernel_shape=[2, 1], strides=[1, 2]),
+    "border": lambda n, a: n.op("Conv", a, n.weight(4, 1, 1, 1), pads=[0, 0, 0, 1]),
+    "border of a pool": lambda n, a: n.op("AveragePool", a, kernel_shape=[1, 2], pads=[0, 1, 0, 1]),
+    "output_padding": lambda n, a: n.op(
+        "ConvTranspose", a, n.weight(1, 3, 1, 1), strides=[1, 2], output_padding=[0, 1]
+    ),
+    "output_shape": lambda n, a: n.op("ConvTranspose", a, n.weight(1, 3, 1, 1), output_shape=[12, 24]),
+    "everything": lambda n, a: n.op("GlobalMaxPool", a),
+}
+
+
+def windowed(window: Any, size: int = 24) -> ir.Model:
+    """A window over the hidden units of a perceptron, which stand where space does."""
+    n = Net(x=["N", 12, 8])
+    a = n.op("Unsqueeze", n.op("Relu", n.linear("x", 8, 24)), n.ints(1))
+    n.linear(n.op("Relu", window(n, a)), size, 5)
+    return n.model()
+
+
+@pytest.mark.parametrize("ratio", [0.3, 1.0])
+@pytest.mark.parametrize("name", PASSED)
+def test_what_a_window_passes_position_by_position_may_go(name: str, ratio: float) -> None:
+    found, small, _ = check(windowed(PASSED[name]), image(2, 12, 8), ratio)
+    assert any(("MatMul_0", 1, 1) in f.members and len(f.units) == 24 for f in found.families)
+    first, last = sizes(small, "MatMul")
+    assert first[1] == last[0] < 24
+
+
+@pytest.mark.parametrize("name", STOPPED)
+def test_what_a_window_mixes_or_moves_stays(name: str) -> None:
+    size = {"stride": 12, "stride of a pool": 12, "border": 25, "border of a pool": 25, "kernel": 23, "everything": 1}
+    size |= {"output_padding": 48}
+    rows = groups(windowed(STOPPED[name], size.get(name, 24)), image(2, 12, 8)).describe()
+    assert [(r.pinned or "")[:8] for r in rows if r.members[0] == ("MatMul_0", 1)] == ["space of"]
+
+
+def test_macs_of_a_convolution_follow_the_positions_that_it_passes() -> None:
+    model = windowed(PASSED["Conv"])
+    found = groups(model, image(1, 12, 8))
+    before = ir.cost.of(model).macs
+    _, small, _ = check(model, image(1, 12, 8), 0.5, found=found)
+    shares = found.ledger.gone_shares()
+    assert shares[1] == pytest.approx(1 - ir.cost.of(small).macs / before)
+
+
+def mixing(convolved: bool) -> ir.Model:
+    """A perceptron with its tokens mixed between its layers, by a convolution or by what is the same."""
+    n = Net(x=[2, 16, 8])
+    a = n.op("Relu", n.linear(n.op("Relu", n.linear("x", 8, 24)), 24, 24))  # what is mixed has errors of its own
+    w, b = n.weight(16, 16, 1), n.weight(16)
+    if convolved:
+        mixed = n.op("Conv", a, w, b)
+    else:
+        n.weights[w] = n.weights[w][:, :, 0].T
+        product = n.op("Add", n.op("MatMul", n.op("Transpose", a, perm=[0, 2, 1]), w), b)
+        mixed = n.op("Transpose", product, perm=[0, 2, 1])
+    n.linear(n.op("Relu", mixed), 24, 5)
+    return n.model()
+
+
+@pytest.mark.parametrize("options", [{}, {"criterion": "activation"}, {"scope": "local"}])
+def test_a_convolution_whose_space_loses_positions_is_fitted_as_a_product_is(options: dict[str, Any]) -> None:
+    data = [{"x": np.random.default_rng(k).standard_normal((2, 16, 8)).astype(np.float32)} for k in range(12)]
+    outputs, weights = [], []
+    for convolved in (True, False):
+        model = mixing(convolved)
+        ctx, prune, small = context(model, data), Prune(ratio=0.5, round_to=1, **options), model.copy()
+        assert prune.apply(small, prune.plan(model, ctx), 1.0, ctx).changed
+        ir.order.sort(small)
+        assert ir.cost.of(small).macs < 0.6 * ir.cost.of(model).macs
+        outputs.append(run(ir.to_proto(small), data[-1]))
+        weights += [t.values.squeeze() for t in small.constants().values() if t.shape[:2] == (16, 16)]
+    assert distance(*outputs) < 1e-5
+    np.testing.assert_allclose(weights[0], weights[1].T, atol=1e-6)
+    assert not np.array_equal(weights[0], mixing(True).tensors()["w4"].values.squeeze())
+
+
 def test_describe_says_what_is_tied_and_what_it_carries() -> None:
     rows = groups(residual(), image(2, 3, 8, 8)).describe()
     stream = next(r for r in rows if r.channels == 8)

@@ -165,13 +165,26 @@ def cumulative(flow: Flow, node: gs.Node) -> None:
         flow.put(tensor, flow.of(x))
 
 
+def space(flow: Flow, node: gs.Node, x: gs.Variable, kernel: Sequence[int]) -> list[Cells | None]:
+    """Labels of what a window runs over. Space stays, but for the axes that it passes position by position: of one
+    position itself, at every one, without a border (which `auto_pad` does not make there)."""
+    n = len(kernel)
+    steps, pads, more = (
+        node.attrs.get(k) or [d] * m for k, d, m in (("strides", 1, n), ("pads", 0, 2 * n), ("output_padding", 0, n))
+    )
+    placed = node.op == "DeformConv" or "output_shape" in node.attrs  # where it reads or writes is said otherwise
+    single = [kernel[a] == steps[a] == 1 and not (pads[a] or pads[a + n] or more[a] or placed) for a in range(n)]
+    passes = (True, True, *(single or [False] * (flow.rank(x) - 2)))
+    flow.pin(x, f"space of {node.op} '{node.name}'", [a for a, free in enumerate(passes) if not free])
+    return flow.of(x)
+
+
 def pool(flow: Flow, node: gs.Node) -> None:
-    """Channels pass, space stays; pooled indices (MaxPool's second output) count channels and pin."""
+    """Channels pass, space stays where it is pooled; indices (MaxPool's second output) count channels and pin."""
     x = node.inputs[0]
     if len(node.outputs) > 1 and node.outputs[1].name:
         flow.pin_inputs(node, f"indices of {node.op} '{node.name}' count channels")
-    flow.pin(x, f"space of {node.op} '{node.name}'", range(2, flow.rank(x)))
-    flow.put(node.outputs[0], flow.of(x))
+    flow.put(node.outputs[0], space(flow, node, x, node.attrs.get("kernel_shape", ())))
 
 
 def resize(flow: Flow, node: gs.Node) -> None:

@@ -11,7 +11,7 @@ import onnx_graphsurgeon as gs
 from .. import equations
 from ..labels import Cells, join
 from ..resizing import Count
-from .flow_elementwise import align
+from .flow_elementwise import align, space
 
 if TYPE_CHECKING:
     from ..flow import Flow
@@ -65,7 +65,7 @@ def conv(flow: Flow, node: gs.Node, at: Places = PLAIN) -> None:
     rows, columns = flow.grid(node, flow.of(x)[1], groups)
     flow.meet(node, at.w, 1, columns) if shape[1] > 1 else None
     flow.pin(weight, f"kernel of '{node.name}'", range(2, len(shape)))
-    flow.pin(x, f"space of {node.op} '{node.name}'", range(2, len(flow.size(x))))
+    space(flow, node, x, shape[2:])
     out = _conv_out(flow, node, at.w, shape[0], groups, rows)
     for index in at.vectors:
         along_outputs(flow, node, index, out)
@@ -116,9 +116,9 @@ def _finish_conv(
     flow.meet(node, at.bias, 0, out)
     if rows is not None:
         flow.fixes.append(Count(node.name, rows))
-    flow.product(node, (at.x, at.w), (1, inner), columns, out)
-    labels = flow.of(node.inputs[at.x])
-    flow.put(node.outputs[0], [labels[0], out] + [None] * (len(labels) - 2))
+    batch, _, *places = flow.of(node.inputs[at.x])
+    flow.product(node, (at.x, at.w), (1, inner), columns, out, batch, *places)
+    flow.put(node.outputs[0], [batch, out, *places])
 
 
 def conv_transpose(flow: Flow, node: gs.Node) -> None:
@@ -128,7 +128,7 @@ def conv_transpose(flow: Flow, node: gs.Node) -> None:
     groups = int(node.attrs.get("group", 1))
     rows, columns = flow.grid(node, flow.of(x)[1], groups)
     flow.pin(weight, f"kernel of '{node.name}'", range(2, len(shape)))
-    flow.pin(x, f"space of ConvTranspose '{node.name}'", range(2, len(flow.size(x))))
+    space(flow, node, x, shape[2:])
     flow.meet(node, 1, 0, flow.atoms.resolve(join(_repeat(rows, shape[0] // groups), _tile(columns, groups))))
     made = weight_axis(flow, node, 1, 1) if shape[1] > 1 else None
     out = made if groups == 1 else join(_repeat(rows, shape[1]), _tile(made, groups))
