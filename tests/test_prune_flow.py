@@ -88,6 +88,55 @@ def test_heads_of_fused_attention_go_separately() -> None:
         assert sorted(len(f.units) for f in groups(make(), image(*shape)).families) == counts
 
 
+MASKS: dict[str, Any] = {  # of 4 heads over 5 tokens
+    "stored": lambda n: n.weight(4, 5, 5),
+    "relative": lambda n: n.op("Transpose", n.op("Gather", n.weight(9, 4), n.array(near()), axis=0), perm=[2, 0, 1]),
+    "slopes": lambda n: n.op("Mul", n.weight(1, 4, 1, 1), n.weight(5, 5)),
+    "samples": lambda n: n.op("Reshape", n.linear("x", 6, 20), n.ints(2, 4, 5, 5)),
+}
+
+
+def near() -> np.ndarray:
+    """Distances of 5 tokens from each other, from 0 on."""
+    return np.arange(5)[:, None] - np.arange(5) + 4
+
+
+def biased(mask: Any, four: bool, keys: int) -> ir.Model:
+    """Fused attention with a mask that has heads."""
+    n = Net(x=[2, 5, 6], m=[2, 4, 5, 5], opset=23)
+    q, k, v = (n.linear("x", 6, 8 * h) for h in (4, keys, keys))
+    heads: dict[str, Any] = {"q_num_heads": 4, "kv_num_heads": keys}
+    if four:
+        q, k, v = (n.op("Reshape", t, n.ints(0, 0, -1, 8)) for t in (q, k, v))
+        q, k, v = (n.op("Transpose", t, perm=[0, 2, 1, 3]) for t in (q, k, v))
+        heads = {}
+    y = n.op("Attention", q, k, v, mask(n), **heads)
+    y = n.op("Reshape", n.op("Transpose", y, perm=[0, 2, 1, 3]), n.ints(0, 0, 32)) if four else y
+    n.linear(y, 32, 4)
+    return n.model()
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+@pytest.mark.parametrize(("four", "keys"), [(False, 4), (True, 4), (False, 2), (True, 2)])
+@pytest.mark.parametrize("name", [k for k in MASKS if k != "samples"])
+def test_heads_of_a_mask_go_with_those_of_attention(name: str, four: bool, keys: int, ratio: float) -> None:
+    rng = np.random.default_rng(0)
+    feed = {k: rng.standard_normal(s).astype(np.float32) for k, s in (("x", (2, 5, 6)), ("m", (2, 4, 5, 5)))}
+    found, _, _ = check(biased(MASKS[name], four, keys), feed, ratio, seed=1)
+    families = sorted(len(f.units) for f in found.families)
+    assert families == ([4, 8, 8] if keys == 4 else [2, 2, 8, 8])
+
+
+@pytest.mark.parametrize("mask", [lambda n: "m", MASKS["samples"]])
+@pytest.mark.parametrize("four", [False, True])
+def test_dimensions_go_beside_a_mask_whose_heads_stay(four: bool, mask: Any) -> None:
+    rng = np.random.default_rng(0)
+    feed = {k: rng.standard_normal(s).astype(np.float32) for k, s in (("x", (2, 5, 6)), ("m", (2, 4, 5, 5)))}
+    found, small, _ = check(biased(mask, four, 4), feed, 1.0)
+    assert sorted(len(f.units) for f in found.families) == [8, 8]
+    assert sizes(small, "MatMul")[-1] == (4, 4)  # one dimension of every head
+
+
 @pytest.mark.parametrize("interleaved", [0, 1])
 def test_dimensions_of_heads_of_four_go_with_the_one_they_turn_with(interleaved: int) -> None:
     n = Net(x=[2, 5, 6], opset=23)

@@ -34,8 +34,9 @@ def attention(flow: Flow, node: gs.Node) -> None:
     _unite(flow, node, k_heads, v_heads)
     _unite(flow, node, q_dims, k_dims)
     shared = _shared(flow, node, q_heads, k_heads, counts[0] // counts[1])
+    _masked(flow, node, shared)
+    _cached(flow, node, flow.atoms.resolve(k_heads), q_dims, v_dims)
     heads, kept = (flow.atoms.resolve(c) for c in (shared, k_heads))
-    _cached(flow, node, kept, q_dims, v_dims)
     for k, cells in enumerate((heads, kept)):
         if cells is not None and HEADS[k] in node.attrs:
             flow.fixes.append(Count(node.name, cells, HEADS[k]))
@@ -92,13 +93,19 @@ def _shared(flow: Flow, node: gs.Node, queries: Cells | None, keys: Cells | None
     return join(spread, tiled)
 
 
-def _cached(flow: Flow, node: gs.Node, heads: Cells | None, keys: Cells | None, values: Cells | None) -> None:
-    """A mask is of tokens, and may have heads; past keys and values have heads and dimensions, and tokens too."""
+def _masked(flow: Flow, node: gs.Node, heads: Cells | None) -> None:
+    """A mask `[[[B,] H,] S, T]` is of tokens, which stay, and may have heads: those of the queries."""
     mask = edit.get(node, 3)
-    if mask is not None:
-        flow.pin(mask, f"mask of {node.op} '{node.name}'")
-        if flow.rank(mask) > 2 and flow.size(mask)[-3] > 1:
-            flow.atoms.pin(flow.of(node.inputs[0])[1 if flow.rank(node.inputs[0]) == 4 else 2], "its mask has heads")
+    if mask is None:
+        return
+    rank = flow.rank(mask)
+    flow.pin(mask, f"mask of {node.op} '{node.name}'", [a for a in range(rank) if a != rank - 3])
+    if rank > 2 and flow.size(mask)[-3] > 1:
+        flow.meet(node, 3, rank - 3, flow.atoms.resolve(heads))
+
+
+def _cached(flow: Flow, node: gs.Node, heads: Cells | None, keys: Cells | None, values: Cells | None) -> None:
+    """Past keys and values have heads and dimensions, and tokens that stay."""
     for index, dims in ((4, keys), (5, values)):
         if edit.get(node, index) is not None:
             flow.pin(node.inputs[index], f"tokens of {node.op} '{node.name}'", (0, 2))
