@@ -272,10 +272,10 @@ class Atoms:
     def _split(self, values: np.ndarray, axes: Sequence[int]) -> list[Cells]:
         """Fresh atoms along each of `axes`; every atom in `values` becomes the set of its coordinates' atoms."""
         made = [self.fresh(values.shape[p]) for p in axes]
-        index = np.indices(values.shape)
-        flat = values.reshape(-1)
-        coordinates = np.stack([made[i][index[p].reshape(-1), 0] for i, p in enumerate(axes)], 1)
-        rows = np.unique(np.concatenate([flat[:, None], coordinates], 1), axis=0)
+        values = values[tuple(slice(None) if p in axes else 0 for p in range(values.ndim))]
+        coordinates = np.meshgrid(*(cells[:, 0] for cells in made), indexing="ij")
+        rows = np.stack([values, *coordinates], -1).reshape(-1, 1 + len(made))
+        rows = rows[np.argsort(rows[:, 0], kind="stable")]  # by atom, then by coordinates
         self.pin(rows[rows[:, 0] == 0, 1:], "grid with a part that is always needed")
         rows = rows[rows[:, 0] != 0]
         _, first, back = np.unique(rows[:, 0], return_index=True, return_inverse=True)

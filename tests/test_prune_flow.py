@@ -163,6 +163,25 @@ def test_a_constant_is_copied_only_where_cuts_differ() -> None:
     check(n.head(n.conv(c, 16, 6), 6), image(2, 3, 6, 6))
 
 
+def _spelled_group_norm(side: int) -> ir.Model:
+    n = Net(x=[2, 3, side, side])
+    h = n.conv("x", 3, 12)
+    inner = n.op("InstanceNormalization", n.op("Reshape", h, n.ints(0, 4, -1)), n.weight(4), n.weight(4))
+    h = n.op("Mul", n.op("Reshape", inner, n.op("Shape", h)), n.weight(12, 1, 1))
+    return n.head(n.conv(n.op("Relu", n.op("Add", h, n.weight(12, 1, 1))), 12, 6), 6)
+
+
+@pytest.mark.parametrize("norms", ["pin", "allow"])
+def test_groups_of_channels_are_found_without_their_space(norms: str) -> None:
+    """A Reshape that merges channels and space makes atoms for the channels, not one for every pixel."""
+    small, large = (groups(_spelled_group_norm(side), norms=norms) for side in (5, 40))
+    assert [(r.channels, r.members, r.params, r.pinned) for r in small.describe()] == [
+        (r.channels, r.members, r.params, r.pinned) for r in large.describe()
+    ]
+    assert large.flow.atoms.count == small.flow.atoms.count < 100
+    check(_spelled_group_norm(5), image(2, 3, 5, 5), 0.5)
+
+
 def test_users_of_a_shared_weight_lose_the_same_columns() -> None:
     n = Net(x=["N", 4, 6])
     table, back = n.weight(6, 8), n.weight(8, 6)

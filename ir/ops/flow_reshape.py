@@ -5,7 +5,9 @@ A reshape is run on the labels: axes that merge carry the atoms of all, axes tha
 
 from __future__ import annotations
 
+import itertools
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -59,23 +61,72 @@ def regrid(
         if len(left) == len(right) == 1:
             out[right[0]] = labels[left[0]]
             continue
-        grid = _spread(labels, left, [before[a] for a in left])
-        shaped = grid.reshape(*(after[a] for a in right), -1)
-        for axis, cells in zip(right, flow.atoms.factor(shaped, f"'{node.outputs[0].name}'")):
+        sides = [before[a] for a in left], [after[a] for a in right]
+        made = _factored(flow, [labels[a] for a in left], *sides, f"'{node.outputs[0].name}'")
+        for axis, cells in zip(right, made):
             out[axis] = cells
     return out
 
 
-def _spread(labels: Sequence[Cells | None], axes: Sequence[int], sizes: Sequence[int]) -> np.ndarray:
-    """Cells of a block of axes, expanded over the whole block: `[n1, …, nm, K]`."""
-    parts = []
-    for p, axis in enumerate(axes):
-        cells = labels[axis]
-        if cells is not None:
-            shape = [1] * len(sizes) + [cells.shape[1]]
-            shape[p] = sizes[p]
-            parts.append(np.broadcast_to(cells.reshape(shape), (*sizes, cells.shape[1])))
-    return np.concatenate(parts, -1)
+def _factored(
+    flow: Flow, labels: Sequence[Cells | None], before: Sequence[int], after: Sequence[int], where: str
+) -> list[Cells | None]:
+    """Labels of the axes that a block of axes becomes.
+
+    The grid is as large as what is labelled, not as the block: a digit along which no label changes (the space beside
+    the channels) is left out, and what is found without it is repeated.
+    """
+    digits = _digits(before, after)
+    if digits is None:
+        grid = _grid([c if c is None else c.reshape(*_along(before, p), -1) for p, c in enumerate(labels)], before)
+        return flow.atoms.factor(grid.reshape(*after, -1), where)
+    runs = zip(labels, _runs(digits, before))
+    parts = [None if c is None else _thin(c.reshape(*_along(digits, *run), -1), run) for c, run in runs]
+    small = [max(p.shape[d] for p in parts if p is not None) for d in range(len(digits))]
+    goals = _runs(digits, after)
+    shaped = _grid(parts, small).reshape(*(math.prod(small[d] for d in run) for run in goals), -1)
+    found = zip(flow.atoms.factor(shaped, where), goals)
+    return [_repeated(c, [small[d] for d in run], [digits[d] for d in run]) for c, run in found]
+
+
+def _digits(before: Sequence[int], after: Sequence[int]) -> list[int] | None:
+    """Sizes of the axes of which those of both sides are runs; None where they cut each other."""
+    bounds = sorted({math.prod(side[i:]) for side in (before, after) for i in range(len(side) + 1)}, reverse=True)
+    pairs = list(itertools.pairwise(bounds))
+    return None if any(m % n for m, n in pairs) else [m // n for m, n in pairs]
+
+
+def _runs(digits: Sequence[int], sizes: Sequence[int]) -> list[range]:
+    """Which digits each axis is made of."""
+    ends = list(itertools.accumulate(digits, operator.mul))
+    stops = [ends.index(n) + 1 for n in itertools.accumulate(sizes, operator.mul)]
+    return [range(a, b) for a, b in zip([0, *stops], stops)]
+
+
+def _along(sizes: Sequence[int], *axes: int) -> list[int]:
+    """A shape that has only these axes."""
+    return [n if a in axes else 1 for a, n in enumerate(sizes)]
+
+
+def _thin(part: np.ndarray, axes: Sequence[int]) -> np.ndarray:
+    """One position of each axis along which nothing changes."""
+    for axis in axes:
+        line = part.take([0], axis)
+        if (part == line).all():
+            part = line
+    return part
+
+
+def _grid(parts: Sequence[np.ndarray | None], sizes: Sequence[int]) -> np.ndarray:
+    """Cells of a block's axes, each broadcast over the others: `[n1, …, nm, K]`."""
+    return np.concatenate([np.broadcast_to(p, (*sizes, p.shape[-1])) for p in parts if p is not None], -1)
+
+
+def _repeated(cells: Cells | None, small: list[int], sizes: list[int]) -> Cells | None:
+    if cells is None or small == sizes:
+        return cells
+    slots = cells.shape[1]
+    return np.broadcast_to(cells.reshape(*small, slots), (*sizes, slots)).reshape(-1, slots)
 
 
 def reshape(flow: Flow, node: gs.Node) -> None:
