@@ -37,9 +37,10 @@ class Adjoint:
         self.kept: dict[Any, Any] = {}  # sessions and positions, by shape
         self.rule = _rule(node, self.wanted)
 
-    def __call__(self, x: Sequence[Any], y: Array, g: Array) -> dict[int, Array]:
-        """Gradients at the wanted inputs; x: values of all inputs (None where omitted); y: of the first output."""
-        found = self.rule(self, x, y, g)
+    def __call__(self, x: Sequence[Any], y: Any, g: Sequence[Any]) -> dict[int, Array]:
+        """Gradients at the wanted inputs; x: values of all inputs (None where omitted); y: of the first output; g: at
+        all outputs (None where nothing came), of which most rules take the first."""
+        found = self.rule(self, x, y, g if self.node.op in SEVERAL else g[0])
         return {k: np.asarray(v, np.float32).reshape(np.shape(x[k])) for k, v in found.items()}
 
     def lone(self, key: Any, op: str, attrs: Mapping[str, Any], arrays: Sequence[Any], outputs: int = 1) -> Any:
@@ -71,7 +72,7 @@ def lone_session(
     return Session(Model(graph, Header(ir_version=model.header.ir_version, opsets=opsets)), arena=False)
 
 
-Rule = Callable[[Adjoint, Sequence[Any], Array, Array], dict[int, Array]]
+Rule = Callable[[Adjoint, Sequence[Any], Array, Any], dict[int, Array]]
 
 
 def _rule(node: gs.Node, wanted: Sequence[int]) -> Rule:
@@ -114,10 +115,17 @@ def _sum(own: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, Array]
     return {k: unbroadcast(g, x[k].shape) for k in own.wanted}
 
 
+def _where(own: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, Array]:
+    sides = {1: np.where(x[0], g, 0), 2: np.where(x[0], 0, g)}
+    return {k: unbroadcast(sides[k], x[k].shape) for k in own.wanted if k in sides}
+
+
 def _softmax(own: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, Array]:
     old = own.model.opset < 13
     axis = int(own.node.attrs.get("axis", 1 if old else -1)) % y.ndim
     axes = tuple(range(axis, y.ndim)) if old else (axis,)
+    if own.node.op == "LogSoftmax":
+        return {0: g - np.exp(y) * g.sum(axes, keepdims=True)}
     return {0: y * (g - (g * y).sum(axes, keepdims=True))}
 
 
@@ -150,6 +158,21 @@ def _layernorm(own: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, 
     unit, inner = centred / spread, g * x[1]
     apart = inner - inner.mean(axes, keepdims=True) - unit * (inner * unit).mean(axes, keepdims=True)
     return {0: apart / spread}
+
+
+def _rmsnorm(own: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, Array]:
+    axes = tuple(range(int(own.node.attrs.get("axis", -1)) % x[0].ndim, x[0].ndim))
+    spread = np.sqrt(np.square(x[0]).mean(axes, keepdims=True) + float(own.node.attrs.get("epsilon", 1e-5)))
+    unit, inner = x[0] / spread, g * x[1]
+    return {0: (inner - unit * (inner * unit).mean(axes, keepdims=True)) / spread}
+
+
+def _topk(own: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, Array]:
+    key = (x[0].shape, *(np.asarray(k).tobytes() for k in x[1:]))
+    where = own.lone(key, "TopK", own.node.attrs, [x[0].astype(np.float32), *x[1:]], outputs=2)[1]
+    found = np.zeros(x[0].shape, np.float32)
+    np.put_along_axis(found, where, g, int(own.node.attrs.get("axis", -1)))
+    return {0: found}
 
 
 def _maxpool(own: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, Array]:
@@ -205,6 +228,18 @@ def _concat(own: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, Arr
     return {k: parts[k] for k in own.wanted}
 
 
+def _split(own: Adjoint, x: Sequence[Any], y: Any, g: Sequence[Any]) -> dict[int, Array]:
+    """What came to the parts, side by side; noughts where nothing came."""
+    shape = list(x[0].shape)
+    axis = int(own.node.attrs.get("axis", 0)) % len(shape)
+    given = own.node.attrs.get("split", x[1] if len(x) > 1 else None)
+    if given is None:  # equal parts; the last may be smaller
+        size = -(-shape[axis] // len(g))
+        given = [max(0, min(size, shape[axis] - k * size)) for k in range(len(g))]
+    shapes = [(*shape[:axis], int(n), *shape[axis + 1 :]) for n in given]
+    return {0: np.concatenate([np.zeros(s, np.float32) if p is None else p for p, s in zip(g, shapes)], axis)}
+
+
 def _reshape(own: Adjoint, x: Sequence[Any], y: Array, g: Array) -> dict[int, Array]:
     return {0: g}
 
@@ -256,10 +291,14 @@ RULES: dict[str, Rule] = {
     **products.RULES,
     **dict.fromkeys(("Add", "Sub", "Mul", "Div"), _binary),
     "Sum": _sum,
-    "Softmax": _softmax,
+    "Where": _where,
+    **dict.fromkeys(("Softmax", "LogSoftmax"), _softmax),
     **dict.fromkeys(("ReduceMean", "ReduceSum", "GlobalAveragePool"), _reduce),
     "BatchNormalization": _batchnorm,
     "LayerNormalization": _layernorm,
+    **dict.fromkeys(("RMSNormalization", "SimplifiedLayerNormalization"), _rmsnorm),
+    "TopK": _topk,
+    "Split": _split,
     "MaxPool": _maxpool,
     "AveragePool": _averagepool,
     "Concat": _concat,
@@ -270,5 +309,7 @@ RULES: dict[str, Rule] = {
     "Sigmoid": _sigmoid,
 }
 
+SEVERAL = ("Split",)  # their rules take the gradients at all outputs
 
-__all__ = ["Adjoint", "unbroadcast"]
+
+__all__ = ["SEVERAL", "Adjoint", "unbroadcast"]

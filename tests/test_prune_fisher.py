@@ -108,3 +108,16 @@ def test_an_operator_without_a_gradient_is_said_and_all_count_alike() -> None:
     found = layers(model)
     assert fisher.collect(model, found, plan.goals(model, found, ctx.fit, ctx), ctx.fit, ctx) == {}
     assert "InstanceNormalization" in said[0]
+
+
+def test_a_gradient_that_is_not_finite_is_said_and_all_count_alike() -> None:
+    net = Net(x=[1, 3, 8, 8])
+    above = net.op("Relu", net.conv("x", 3, 8))
+    net.weights["none"] = np.float32(0)
+    root = net.op("Where", net.op("Greater", above, "none"), net.op("Sqrt", above), "none")  # an infinite slope at 0
+    model = net.head(net.conv(root, 8, 6), 6)
+    ctx, said = context(model, 12), list[str]()
+    ctx.on_note = said.append
+    found = layers(model)
+    assert fisher.collect(model, found, plan.goals(model, found, ctx.fit, ctx), ctx.fit, ctx) == {}
+    assert "not finite" in said[0]

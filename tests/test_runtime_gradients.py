@@ -159,6 +159,81 @@ def test_softmax_products_and_norms() -> None:
     _agrees(net, x, net.op("Gemm", y, net.weight(3, 8), net.weight(3), transB=1, alpha=0.5), image(2, 5, 8))
 
 
+@pytest.mark.parametrize(("opset", "axis"), [(17, 1), (17, -1), (11, 2)])
+def test_logarithms_of_softmax(opset: int, axis: int) -> None:
+    net, x, feed = _start(opset)
+    _agrees(net, x, net.op("LogSoftmax", x, axis=axis), feed)
+
+
+@pytest.mark.parametrize(
+    ("op", "opset", "axis"),
+    [("RMSNormalization", 23, -1), ("RMSNormalization", 23, 1), ("SimplifiedLayerNormalization", 17, -1)],
+)
+def test_norms_without_a_mean(op: str, opset: int, axis: int) -> None:
+    net = Net(0, opset, x=[2, 5, 8])
+    x = net.linear("x", 8, 8)
+    y = net.op(op, x, net.weight(*(8,) if axis == -1 else (5, 8)), axis=axis, epsilon=1e-2)
+    _agrees(net, x, net.op("Mul", y, x), image(2, 5, 8))
+
+
+@pytest.mark.parametrize("attrs", [{}, {"axis": 1, "largest": 0}])
+def test_the_largest_values(attrs: dict[str, int]) -> None:
+    net, x, feed = _start()
+    values, _ = net.op("TopK", x, net.ints(3), outputs=2, **attrs)
+    _agrees(net, x, values, feed, 5e-2)
+
+
+def test_choices_between_tensors() -> None:
+    net = Net(0, 17, x=[2, 5, 8])
+    x = net.linear("x", 8, 8)
+    net.weights["least"] = np.float32(-1)
+    above = net.op("Greater", "x", net.weight(5, 1))
+    both = net.op("Where", above, net.op("ReduceMean", x, axes=[1]), x)
+    _agrees(net, x, net.op("Where", net.op("Not", above), both, "least"), image(2, 5, 8))
+
+
+@pytest.mark.parametrize("opset", [11, 17, 18])
+def test_parts(opset: int) -> None:
+    """Of equal sizes, of given ones and of what is left over; one that nobody reads gives nothing back."""
+    net, x, feed = _start(opset)
+    even = {} if opset < 18 else {"num_outputs": 3}
+    given, attrs = ((), {"split": [1, 5, 2]}) if opset < 13 else ((net.ints(1, 5, 2),), {})
+    a, b, c = net.op("Split", x, *given, outputs=3, axis=1, **attrs)
+    *_, last = net.op("Split", b, outputs=3, axis=2, **even)  # 9 rows
+    first, *_ = net.op("Split", c, outputs=4 if opset < 18 else 3, axis=-1, **even)  # 8 columns, 3 + 3 + 2
+    pooled = [net.op("GlobalAveragePool", net.op("Mul", t, t)) for t in (a, last, first)]
+    _agrees(net, x, net.op("Concat", *pooled, axis=1), feed)
+
+
+def test_sizes_carry_no_gradient() -> None:
+    net, x, feed = _start()
+    sizes = net.op("Shape", x)
+    root = net.op("Sqrt", net.op("Cast", net.op("Gather", sizes, net.ints(1)), to=1))
+    flat = net.op(
+        "Reshape", x, net.op("Concat", net.op("Slice", sizes, net.ints(0), net.ints(2)), net.ints(-1), axis=0)
+    )
+    back = net.op("Expand", net.op("Reshape", net.op("Div", flat, root), sizes), sizes)
+    _agrees(net, x, net.op("Mul", back, back), feed)
+
+
+def test_outputs_that_are_indices_have_no_gradient() -> None:
+    net, x, feed = _start()
+    values, indices = net.op("TopK", x, net.ints(3), outputs=2)
+    gradients = Gradients(net.model(), [values, indices], [x])
+    found = dict(gradients.backward(gradients.forward(feed), {values: np.ones((2, 8, 9, 3), np.float32)}))
+    assert found[x].sum() == pytest.approx(2 * 8 * 9 * 3)
+    with pytest.raises(PassError, match="indices"):
+        Gradients(net.model(), [indices], [x])
+
+
+def test_integers_of_a_quantized_model_are_no_decisions() -> None:
+    net, x, _ = _start()
+    net.weights |= {"scale": np.float32(0.1), "zero": np.uint8(128)}
+    y = net.op("DequantizeLinear", net.op("QuantizeLinear", x, "scale", "zero"), "scale", "zero")
+    with pytest.raises(PassError, match="QuantizeLinear"):
+        Gradients(net.model(), [y], [x])
+
+
 def test_batch_norms_and_old_softmax() -> None:
     net, x, feed = _start(11)
     _agrees(net, x, net.op("Softmax", net.op("Flatten", net.norm(x, 8))), feed)

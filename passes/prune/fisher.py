@@ -110,6 +110,8 @@ def _add(found: dict[str, Fisher], layer: Layer, gradient: Array, places: Array 
     made = tuple(a % gradient.ndim for a in layer.made)
     rest = tuple(a for a in range(gradient.ndim) if a not in made)
     felt = np.square(gradient).sum(rest, dtype=np.float64).transpose(np.argsort(np.argsort(made))).reshape(-1)
+    if not np.isfinite(felt).all():  # an infinite slope, be it of what a Where leaves out
+        raise PassError(f"the gradient at '{layer.y}' is not finite")
     one = found.setdefault(layer.node, Fisher(np.zeros(len(felt))))
     one.channels = one.channels + felt
     if places is not None:
