@@ -141,6 +141,25 @@ def test_what_cannot_be_had_is_told_with_the_reason(options: dict[str, Any], say
     assert [says in s for s in told] == [True] * bool(says)
 
 
+def test_where_nothing_may_go_the_commonest_reasons_are_told() -> None:
+    """Global response normalization: its statistics are a reduction that norms=allow frees."""
+    n = Net(x=["N", 5, 5, 6])
+    h = "x"
+    for _ in range(2):
+        up = n.op("Relu", n.linear(h, 6, 24))
+        felt = n.op("ReduceL2", up, axes=[1, 2])
+        share = n.op("Div", felt, n.op("Add", n.op("ReduceMean", felt, axes=[-1]), n.weight()))
+        h = n.op("Add", "x", n.linear(n.op("Mul", up, share), 24, 6))
+    model = n.model()
+    feed = [{"x": x} for x in np.random.default_rng(0).standard_normal((8, 2, 5, 5, 6)).astype(np.float32)]
+    (skip,) = Prune(ratio=0.3).run(model.copy(), context(model, feed)).skipped
+    assert skip.reason.startswith(
+        "nothing that may go was found (48 of 60 channels: statistics of ReduceMean '…' run over it; 12 of 60 channels"
+    )
+    assert "inspect --groups lists all reasons, norms=allow" in skip.reason
+    assert Prune(ratio=0.3, norms="allow").run(model.copy(), context(model, feed)).changed
+
+
 def test_an_amount_that_ruins_the_model_and_is_not_met_is_not_called_as_asked() -> None:
     done = optimize(load("digits_resnet"), "prune:ratio=0.95:min_channels=4:refit=false", data=digits()[:8])
     notes = done.report.notes

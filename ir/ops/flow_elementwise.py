@@ -103,8 +103,10 @@ def reduce(flow: Flow, node: gs.Node) -> None:
         return
     arg = node.op.startswith("Arg")
     axes = [int(node.attrs.get("axis", 0)) % max(rank, 1)] if arg else axes_of(flow, node, range(rank))
-    if not (flow.norms == "allow" and measures(flow, node)):
+    if not measures(flow, node):
         flow.pin(x, f"{node.op} '{node.name}' runs over it", axes)
+    elif flow.norms != "allow":
+        flow.pin(x, f"statistics of {node.op} '{node.name}' run over it", axes)
     labels = flow.of(x)
     for axis in axes:
         flow.settle(labels[axis])

@@ -243,7 +243,7 @@ class Prune(LossyPass):
         skipped = tuple(Skip(n, why) for n, why in (flow.refused | unfitted.unlabelled(flow.model, flow)).items())
         gone = self._gone(plan, strength, ctx)
         if not len(gone):
-            why = plan.held_back or "nothing that may go was found"
+            why = plan.held_back or shortfall.of_nothing(plan.groups)
             return PassResult(False, {"channels removed": 0}, (*skipped, Skip("*", why)))
         dead.take_over(model, plan.folds)
         cut(model, plan.groups.flow, gone)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from .amount import Amount, by_family
@@ -44,3 +46,26 @@ def of_shares(groups: Groups, order: Order, shares: Mapping[int, float], gone: S
                 f"(asked for {due}): min_channels or round_to keeps the others"
             )
     return lines
+
+
+def of_nothing(groups: Groups) -> str:
+    """Why nothing goes: where nothing may, with the commonest reasons, each without the names of its many nodes."""
+    nothing = "nothing that may go was found"
+    if len(groups.units):
+        return nothing
+    kinds: Counter[str] = Counter()
+    reasons: dict[str, set[str]] = {}
+    for row in groups.describe():
+        kind = re.sub(r"'[^']*'", "'…'", row.pinned or "")
+        kinds[kind] += row.channels
+        reasons.setdefault(kind, set()).add(row.pinned or "")
+    if not kinds:
+        return f"{nothing}: no constant has channels"
+    said = []
+    for kind, count in kinds.most_common(2):
+        text = next(iter(reasons[kind])) if len(reasons[kind]) == 1 else kind
+        said.append(f"{count:,} of {kinds.total():,} channels: {text}")
+    advice = "inspect --groups lists all reasons"
+    if groups.flow.norms != "allow" and any(kind.startswith("statistics of") for kind in kinds):
+        advice += ", norms=allow lets norms see fewer channels"
+    return f"{nothing} ({'; '.join(said)}; {advice})"
