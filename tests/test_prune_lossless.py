@@ -274,6 +274,64 @@ def test_kernels_that_lie_otherwise_are_no_copies() -> None:
     assert widths(lossless(build(nodes, {"x": [1, 3, 6, 6]}, made))) == [5, 5, 2]
 
 
+def twice(first: list[Any], second: list[Any], made: dict[str, np.ndarray], opset: int = 17) -> ir.Model:
+    """Two equal convolutions to `p` and `q`, what lies behind each up to `r` and `s`, and a convolution of both."""
+    w = weights(4, 3, 3, 3)
+    made = {"p_w": w, "q_w": w.copy(), "p_b": np.zeros(4, np.float32), "q_b": np.zeros(4, np.float32), **made}
+    made["o_w"], made["o_b"] = weights(5, 8, 1, 1), weights(5)
+    nodes = [conv("p", "x", "p"), *first, conv("q", "x", "q"), *second]
+    nodes += [helper.make_node("Concat", ["r", "s"], ["c"], axis=1), conv("o", "c", "out", 0)]
+    return build(nodes, {"x": [1, 3, 6, 6]}, made, opset)
+
+
+UNLIKE = {  # two nodes from one tensor that differ in one thing
+    "least and greatest": (("Clip", "a"), ("Clip", "", "a")),
+    "one bound more": (("Clip", "a"), ("Clip", "a", "b")),
+    "another bound": (("Clip", "a"), ("Clip", "b")),
+    "borders": (
+        ("AveragePool", {"kernel_shape": [3, 3], "pads": [1] * 4, "count_include_pad": 1}),
+        ("AveragePool", {"kernel_shape": [3, 3], "pads": [1] * 4}),
+    ),
+    "slope": (("LeakyRelu", {"alpha": 0.5}), ("LeakyRelu", {"alpha": 0.25})),
+    "slope of HardSigmoid": (("HardSigmoid", {"alpha": 0.1}), ("HardSigmoid", {})),
+    "constant": (("Add", "a"), ("Add", "b")),
+    "operator": (("Max", "a"), ("Min", "a")),
+}
+
+
+@pytest.mark.parametrize("what", UNLIKE)
+def test_equal_channels_behind_unlike_nodes_are_no_copies(what: str) -> None:
+    def node(spec: tuple[Any, ...], x: str, y: str) -> list[Any]:
+        op, *rest = spec
+        attrs = rest.pop() if rest and isinstance(rest[-1], dict) else {}
+        return [helper.make_node(op, [x, *rest], [y], **attrs)]
+
+    made = {"a": np.array(0.3, np.float32), "b": np.array(0.6, np.float32)}
+    first, second = UNLIKE[what]
+    small = lossless(twice(node(first, "p", "r"), node(second, "q", "s"), made))
+    assert widths(small) == [4, 4, 5]
+    small = lossless(twice(node(first, "p", "r"), node(first, "q", "s"), made))  # the same twice: each is a copy
+    assert sum(widths(small)[:2]) == 4 + 1  # an axis keeps one channel
+
+
+def test_clips_that_bound_one_tensor_from_both_sides_are_no_copies() -> None:
+    nodes = [helper.make_node("Clip", ["y", "a"], ["p"]), helper.make_node("Clip", ["y", "", "a"], ["q"])]
+    nodes.append(helper.make_node("Concat", ["p", "q"], ["z"], axis=1))
+    made = {"a": np.array(0.3, np.float32), "b_w": weights(6, 20, 3, 3)}
+    assert widths(lossless(two(nodes, made))) == [10, 6]
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_a_leaky_relu_without_slope_bounds_from_below() -> None:
+    """Its outputs are 0 and more, so that a convolution with negative weights never fires behind it."""
+    w, b = weights(8, 10, 1, 1), weights(8)
+    w[[1, 4]], b[[1, 4]] = -np.abs(w[[1, 4]]), -1
+    leaky = helper.make_node("LeakyRelu", ["y"], ["s"], alpha=0.0)
+    nodes = [leaky, conv("m", "s", "t", 0), helper.make_node("Relu", ["t"], ["z"])]
+    model = two(nodes, {"m_w": w, "m_b": b, "b_w": weights(6, 8, 3, 3)}, pads=1)
+    assert widths(lossless(model)) == [10, 6, 6]
+
+
 def test_nothing_goes_where_nothing_is_dead() -> None:
     model = two([helper.make_node("Relu", ["y"], ["z"])], {})
     assert widths(lossless(model)) == [10, 6]

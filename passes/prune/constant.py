@@ -97,6 +97,13 @@ def _attributes(node: gs.Node) -> Any:
     return (node.op, *sorted((k, str(v)) for k, v in node.attrs.items() if k != "group"))
 
 
+def _givens(node: gs.Node) -> Any:
+    """What stands for the constants behind the first input: where, of which type, and which. A Clip's least value is
+    not its greatest."""
+    given = ((k, edit.const(node, k)) for k in range(1, len(node.inputs)))
+    return tuple((k, v.dtype.str, _digest(v)) for k, v in given if v is not None)
+
+
 def _conv(a: Analysis, node: gs.Node) -> Known | None:
     weight, bias = edit.const(node, 1), edit.const(node, 2)
     if weight is None or (edit.get(node, 2) is not None and bias is None):
@@ -169,7 +176,7 @@ def _monotone(function: Callable[[gs.Node, Array], Array]) -> Callable[[Analysis
             return None
         with np.errstate(over="ignore"):
             ends = function(node, x.lo), function(node, x.hi)
-        extra = (_attributes(node), *(t.values.tobytes() for t in node.inputs[1:] if isinstance(t, gs.Constant)))
+        extra = (_attributes(node), _givens(node))
         keys = np.array([a.number((extra, k)) for k in x.key.tolist()])
         return Known(x.axis, np.minimum(*ends), np.maximum(*ends), keys)
 
@@ -185,7 +192,7 @@ def _clip(node: gs.Node, x: Array) -> Array:
 
 def _leaky(node: gs.Node, x: Array) -> Array:
     slope = float(node.attrs.get("alpha", 0.01))
-    return np.where(x < 0, slope * x, x) if slope >= 0 else np.full_like(x, np.nan)
+    return np.where(x < 0, _times(np.float64(slope), x), x) if slope >= 0 else np.full_like(x, np.nan)
 
 
 def _dipped(function: Callable[[Array], Array], floor: float) -> Callable[[Analysis, gs.Node], Known | None]:
