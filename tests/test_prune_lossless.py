@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -24,12 +25,13 @@ def weights(*shape: int) -> np.ndarray:
     return RNG.standard_normal(shape).astype(np.float32)
 
 
-def lossless(model: ir.Model) -> ir.Model:
+def lossless(model: ir.Model, exclude: str = "", **options: Any) -> ir.Model:
     """The pruned model, after its outputs were found equal to the original's."""
     found = feeds.resolve("random", model)
     fit, check = found.split()
     small = model.copy()
-    Prune(lossless=True).run(small, Context(Target(), fit, check, "random", model, None))  # type: ignore[arg-type]
+    ctx = Context(Target(), fit, check, "random", model, None, exclude=re.compile(exclude) if exclude else None)  # type: ignore[arg-type]
+    Prune(**{"lossless": True, **options}).run(small, ctx)
     ir.order.sort(small)
     ir.shapes.refresh(small)
     ir.verify.check(small)
@@ -230,6 +232,91 @@ def test_a_classifier_behind_global_pooling_takes_constants_over() -> None:
     ]
     small = lossless(build(nodes, {"x": [2, 3, 8, 8]}, made))
     assert widths(small) == [8]
+
+
+@pytest.mark.parametrize("gemm", [False, True])
+def test_a_layer_without_bias_takes_a_constant_over_and_loses_outputs_itself(gemm: bool) -> None:
+    w, w2 = weights(6, 3, 1, 1), weights(5, 6, 1, 1)
+    w[0], w2[1] = 0, 0
+    made = {"a": w, "a_b": np.abs(weights(6)), "b": w2, "c": weights(3, 5, 1, 1)}
+    inputs, attrs = [1, 3, 4, 4], dict[str, Any]()
+    if gemm:
+        made, inputs, attrs = {k: v.reshape(v.shape[:2]) for k, v in made.items() if k != "a_b"}, [4, 3], {"transB": 1}
+        made["a_b"] = np.abs(weights(6))
+    op = "Gemm" if gemm else "Conv"
+    nodes = [
+        helper.make_node(op, ["x", "a", "a_b"], ["p"], **attrs),
+        helper.make_node("Relu", ["p"], ["q"]),
+        helper.make_node(op, ["q", "b"], ["r"], **attrs),
+        helper.make_node("Relu", ["r"], ["s"]),
+        helper.make_node(op, ["s", "c"], ["out"], **attrs),
+    ]
+    small = lossless(build(nodes, {"x": inputs}, made))
+    assert [n.inputs[1].shape[:2] for n in small.graph.nodes if n.op == op] == [(5, 3), (4, 5), (3, 4)]
+
+
+def test_an_excluded_bias_behind_a_product_takes_nothing_over() -> None:
+    w, b = weights(6, 10), weights(10)
+    w[:, 0] = 0
+    made = {"a": w, "a_b": b, "b": weights(10, 4), "b_b": weights(4)}
+    nodes = [
+        helper.make_node("MatMul", ["x", "a"], ["p"]),
+        helper.make_node("Add", ["p", "a_b"], ["q"]),
+        helper.make_node("Sigmoid", ["q"], ["r"]),
+        helper.make_node("MatMul", ["r", "b"], ["s"]),
+        helper.make_node("Add", ["s", "b_b"], ["t"], name="kept"),
+        helper.make_node("Softmax", ["t"], ["out"]),
+    ]
+    model = build(nodes, {"x": [4, 7, 6]}, made)
+
+    def inner(exclude: str) -> int:
+        small = lossless(model, exclude)
+        return int(next(n for n in small.graph.nodes if n.op == "MatMul").inputs[1].shape[1])
+
+    assert (inner("^kept$"), inner("")) == (10, 9)
+
+
+def repeated(biases: str, dead: bool, copies: bool) -> ir.Model:
+    """Two residual blocks of one matrix each way: neurons that are constant, or double; biases of the second matrix:
+    shared, own, none, or shared where the hidden constants differ by block."""
+    n = Net(x=[2, 5, 12])
+    into, shift, back = n.weight(12, 16), [n.weight(16)] * 2, n.weight(16, 12)
+    if dead:
+        n.weights[into][:, [3, 5]], n.weights[shift[0]][[3, 5]] = 0, (0.7, -1)
+    if copies:
+        n.weights[into][:, 8], n.weights[shift[0]][8] = n.weights[into][:, 9], n.weights[shift[0]][9]
+    if biases == "unlike":
+        shift = [shift[0], n.weight(16)]
+        n.weights[shift[1]][:] = n.weights[shift[0]]
+        n.weights[shift[1]][3] += 1
+    outer, y = [n.weight(12)] * 2 if biases != "own" else [n.weight(12), n.weight(12)], "x"
+    for k in range(2):
+        hidden = n.op("Relu", n.op("Add", n.op("MatMul", y, into), shift[k]))
+        z = n.op("MatMul", hidden, back)
+        y = n.op("Tanh", n.op("Add", y, n.op("Add", z, outer[k])))
+    n.op("MatMul", y, n.weight(12, 5))
+    return n.model()
+
+
+@pytest.mark.parametrize(
+    ("biases", "dead", "copies", "left"),
+    [
+        ("shared", True, False, 14),
+        ("own", True, False, 14),
+        ("shared", False, True, 15),
+        ("own", False, True, 15),
+        ("shared", True, True, 13),
+        ("unlike", True, False, 15),
+    ],
+)
+def test_what_blocks_share_they_share_when_it_took_over(biases: str, dead: bool, copies: bool, left: int) -> None:
+    """Where the blocks would take over different constants, the neuron stays."""
+    model = repeated(biases, dead, copies)
+    small = lossless(model)
+    products = [n for n in small.graph.nodes if n.op == "MatMul"]
+    assert [n.inputs[1].shape for n in products[:4]] == [(12, left), (left, 12)] * 2
+    assert products[0].inputs[1] is products[2].inputs[1] and products[1].inputs[1] is products[3].inputs[1]
+    assert ir.cost.of(small).params < ir.cost.of(model).params
 
 
 INTEGERS = {  # zero points of the weight that are tried; ConvInteger takes one for all outputs

@@ -2,24 +2,26 @@
 
 A channel may go when every reader multiplies it with zeros, when it is zero, when it is a constant that the reader's
 bias can take over (not where the reader pads with zeros: the borders would differ), or when it equals another channel
-whose weights can take over its own.
+whose weights can take over its own. Constants that several nodes read are changed only where all of them take over the
+same: a copy for each would make the model larger.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from ...ir import Model, edit
-from ...ir.flow import Product
+from ...ir.flow import Flow, Product
 from ...ir.labels import Cells
 from .constant import Analysis, constants, is_padded
+from .cut import alive_after
 from .energy import ZEROS
 from .grouping import Groups
-from .layers import CONVOLUTIONS, Layer, layers, matrix, store
+from .layers import CONVOLUTIONS, Layer, biased, layers, layout, matrix, readers
 from .order import Order
 
 Array = np.ndarray
@@ -38,7 +40,8 @@ class Fold:
 class _Reader:
     """A contraction: labels of its positions, which of them meet a weight, what is known of their values.
 
-    layer: None where nothing can be taken over.
+    layer: None where nothing can be taken over. weight, bias: the nodes that read the layer's constants; a bias that is
+    not there yet would be read by those that read the weight.
     """
 
     cells: Cells
@@ -47,6 +50,13 @@ class _Reader:
     key: Array  # 0: unknown
     layer: Layer | None
     padded: bool
+    weight: frozenset[str] = frozenset()
+    bias: frozenset[str] = frozenset()
+
+    def folded(self, position: int) -> float:
+        """The constant that the bias takes over when this position goes; 0 where it is none."""
+        value = float(self.value[position])
+        return 0.0 if self.layer is None or not self.used[position] or np.isnan(value) else value
 
     def gone(self, position: int) -> bool:
         """Whether this position adds nothing that the bias could not."""
@@ -55,58 +65,87 @@ class _Reader:
         return not self.used[position] or value == 0 or (foldable and not np.isnan(value))
 
 
-def order(model: Model, groups: Groups) -> tuple[Order, dict[str, Fold]]:
-    """Dead units, in an order that keeps every axis alive, and what layers take over."""
-    readers = _readers(model, groups)
-    places: dict[int, list[tuple[_Reader, int]]] = {}
-    for reader in readers:
+Place = tuple[_Reader, int]
+
+
+def order(
+    model: Model, groups: Groups, keep: Callable[[gs.Node], bool] = lambda node: False, held: Iterable[int] = ()
+) -> tuple[Order, dict[str, Fold]]:
+    """Dead units, in an order that keeps every axis alive, and what layers take over.
+
+    keep: nodes to leave alone. held: units that stay whatever is known of them.
+    """
+    places: dict[int, list[Place]] = {}
+    for reader in _readers(model, groups, keep):
         for position, row in enumerate(reader.cells):
             for atom in dict.fromkeys(row.tolist()):
                 places.setdefault(int(atom), []).append((reader, position))
-    units = [u for u in groups.units.tolist() if u in places]
+    stay = set(held)
     groups.ledger.reset()
     gone, folds, first = [], dict[str, Fold](), dict[tuple, int]()
-    for unit in units:
+    for unit in (u for u in groups.units.tolist() if u in places and u not in stay):
         if all(reader.gone(p) for reader, p in places[unit]):
-            if groups.ledger.remove(unit):
+            if _values_agree(places[unit]) and groups.ledger.remove(unit):
                 gone.append(unit)
                 _take_values(folds, places[unit])
             continue
         alike = _signature(places[unit])
         keeper = first.setdefault(alike, unit) if alike else unit
-        if keeper != unit and groups.ledger.remove(unit):
+        joined = [(r, p, k) for (r, p), (_, k) in zip(places[unit], places[keeper])]
+        if keeper != unit and _joins_agree(joined) and groups.ledger.remove(unit):
             gone.append(unit)
-            _join(folds, places[unit], places[keeper])
+            _join(folds, joined)
     none = [0.0] * len(gone)
     return Order(gone, none, none, none), folds
 
 
-def _take_values(folds: dict[str, Fold], places: Sequence[tuple[_Reader, int]]) -> None:
+def _values_agree(places: Sequence[Place]) -> bool:
+    """Whether no bias, and no weight without one, gets a copy for each of its users. The bias of a weight that one node
+    reads may: the column that goes from there is no smaller."""
+    taken: dict[Hashable, set[str]] = {}
+    asked: list[tuple[Hashable, frozenset[str]]] = []
     for reader, position in places:
-        value = float(reader.value[position])
-        if reader.layer is not None and reader.used[position] and not np.isnan(value) and value != 0:
+        value, layer = reader.folded(position), reader.layer
+        if value and layer is not None and layer.bias is not None and len(reader.weight) > 1:
+            what = (reader.weight, position, value)
+            taken.setdefault(what, set()).add(layer.bias[0])
+            asked.append((what, reader.bias))
+    return all(len(users) == 1 or users <= taken[what] for what, users in asked)
+
+
+def _joins_agree(joined: Sequence[tuple[_Reader, int, int]]) -> bool:
+    """Whether all that read a weight add the same position to the same other one."""
+    taken: dict[Hashable, set[str]] = {}
+    for reader, position, keeper in joined:
+        assert reader.layer is not None  # or it had no signature
+        taken.setdefault((reader.weight, position, keeper), set()).add(reader.layer.node)
+    return all(r.weight <= taken[r.weight, position, keeper] for r, position, keeper in joined)
+
+
+def _take_values(folds: dict[str, Fold], places: Sequence[Place]) -> None:
+    for reader, position in places:
+        value = reader.folded(position)
+        if value and reader.layer is not None:
             folds.setdefault(reader.layer.node, Fold()).values[position] = value
 
 
-def _join(
-    folds: dict[str, Fold], places: Sequence[tuple[_Reader, int]], keepers: Sequence[tuple[_Reader, int]]
-) -> None:
-    for (reader, position), (_, keeper) in zip(places, keepers):
+def _join(folds: dict[str, Fold], joined: Sequence[tuple[_Reader, int, int]]) -> None:
+    for reader, position, keeper in joined:
         assert reader.layer is not None  # or it had no signature
         folds.setdefault(reader.layer.node, Fold()).joined[position] = keeper
 
 
-def _signature(places: Sequence[tuple[_Reader, int]]) -> tuple | None:
+def _signature(places: Sequence[Place]) -> tuple | None:
     """What is read of a unit, by whom: two units with one signature are equal everywhere."""
     if any(r.layer is None or not r.key[p] or r.cells.shape[1] > 1 for r, p in places):
         return None
     return tuple((r.layer.node, int(r.key[p])) for r, p in places if r.layer is not None)
 
 
-def _readers(model: Model, groups: Groups) -> list[_Reader]:
+def _readers(model: Model, groups: Groups, keep: Callable[[gs.Node], bool]) -> list[_Reader]:
     flow, analysis = groups.flow, Analysis(model)
     nodes = {n.name: n for n in model.graph.nodes}
-    fitted = {x.node: x for x in layers(model) if x.op != "Einsum"}
+    fitted = {x.node: x for x in layers(model, keep=keep) if x.op != "Einsum"}
     found = []
     for product in flow.products:
         cells = flow.atoms.resolve(product.inner)
@@ -122,8 +161,16 @@ def _readers(model: Model, groups: Groups) -> list[_Reader]:
         used = _used(node, product, count)
         # What a constant makes of a ConvTranspose's outputs differs by their phase.
         padded = node.op == "ConvTranspose" or (node.op == "Conv" and is_padded(node))
-        found.append(_Reader(cells, used, value, key, layer, padded))
+        tied = (frozenset[str](), frozenset[str]()) if layer is None else _tied(nodes, layer)
+        found.append(_Reader(cells, used, value, key, layer, padded, *tied))
     return found
+
+
+def _tied(nodes: Mapping[str, gs.Node], layer: Layer) -> tuple[frozenset[str], frozenset[str]]:
+    """Who reads the weight of a layer, and its bias."""
+    weight = readers(nodes[layer.node], 1)
+    bias = frozenset() if layer.bias is None else readers(nodes[layer.bias[0]], layer.bias[1])
+    return weight, bias or weight
 
 
 def _used(node: gs.Node, product: Product, positions: int) -> Array:
@@ -146,24 +193,51 @@ def _zero_point(node: gs.Node, product: Product) -> int | None:
     return int(found.flat[0]) if found is not None and len(np.unique(found)) == 1 else None
 
 
-def take_over(model: Model, folds: Mapping[str, Fold]) -> None:
-    """Put into biases and weights what the channels that go have done; before the cut."""
-    nodes = {n.name: n for n in model.graph.nodes}
+def take_over(model: Model, flow: Flow, gone: Array, folds: Mapping[str, Fold]) -> None:
+    """Put into biases and weights what the channels that go have done; before the cut. What nodes shared and change
+    alike, they share again."""
+    nodes, alive = {n.name: n for n in model.graph.nodes}, alive_after(flow, gone)
+    made: dict[Hashable, gs.Constant] = {}
     for layer in layers(model):
-        fold = folds.get(layer.node)
+        fold, node = folds.get(layer.node), nodes[layer.node]
         if fold is None:
             continue
-        old = matrix(nodes[layer.node]).astype(np.float64)[0]
-        channels = _channels(nodes[layer.node])
-        each = old.reshape(len(old), channels, -1)
-        new, bias = each.copy(), None
-        if fold.values:
+        weight, old = node.inputs[1], matrix(node).astype(np.float64)[0]
+        each = old.reshape(len(old), _channels(node), -1)
+        if fold.joined:
+            new = each.copy()
+            for position, keeper in fold.joined.items():
+                new[:, keeper] += each[:, position]
+            what = (weight.name, *sorted(fold.joined.items()))
+            _exchange(model, node, 1, weight.name, layout(node)(new.reshape(1, len(old), -1))[0], made, what)
+        if fold.values and layer.bias is not None:
+            where, at = nodes[layer.bias[0]], layer.bias[1]
             places, values = np.array(list(fold.values)), np.array(list(fold.values.values()))
-            present = None if layer.bias is None else edit.const(nodes[layer.bias[0]], layer.bias[1])
-            bias = each[:, places].sum(2) @ values + (0.0 if present is None else present)
-        for position, keeper in fold.joined.items():
-            new[:, keeper] += each[:, position]
-        store(model, layer, nodes, new.reshape(1, len(old), -1), bias)
+            added, present = each[:, places].sum(2) @ values, edit.const(where, at)
+            if present is None:  # no cut is known of a bias that was not there
+                bias, name = biased(layer, None, added[_outputs_left(flow, node, alive)]), f"{weight.name}_bias"
+            else:
+                bias, name = biased(layer, present, added + present), where.inputs[at].name
+            _exchange(model, where, at, name, bias, made, (weight.name, name, bias.tobytes()))
+
+
+def _exchange(
+    model: Model, node: gs.Node, index: int, hint: str, new: Array, made: dict[Hashable, gs.Constant], what: Hashable
+) -> None:
+    """Put a new constant in, or the one that was made of the same before."""
+    if what not in made:
+        made[what] = edit.constant(model, hint, new)
+    edit.set_input(node, index, made[what])
+
+
+def _outputs_left(flow: Flow, node: gs.Node, alive: Callable[[Cells], Array]) -> Array:
+    """Mask over the outputs of a convolution or Gemm: what the cut leaves of its weight."""
+    axis = 0 if node.op == "Conv" or node.attrs.get("transB", 0) else 1
+    mask = np.ones(node.inputs[1].shape[axis], bool)
+    for one in flow.cuts:
+        if (one.node, one.index, one.axis) == (node.name, 1, axis):
+            mask &= alive(one.cells)
+    return mask
 
 
 def _channels(node: gs.Node) -> int:

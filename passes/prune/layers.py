@@ -178,6 +178,12 @@ def weights_of(node: gs.Node) -> tuple[int, ...]:
     return (1, 2) if node.op in recurrent.GATES and recurrent.joint(node) else (1,)
 
 
+def readers(node: gs.Node, index: int) -> frozenset[str]:
+    """Names of the nodes that read the constant at an input, this one among them; none where there is no input."""
+    tensor = edit.get(node, index)
+    return frozenset() if tensor is None else frozenset(n.name for n in tensor.outputs)
+
+
 def matrix(node: gs.Node) -> Array:
     """The weight as `[groups, M/groups, D]`."""
     product = contraction(node)

@@ -130,7 +130,7 @@ class Prune(LossyPass):
             held = "" if self.lossless else "no real data was given (--data): only channels that are provably dead go"
             if held:
                 ctx.note(f"prune: {held}; prune:ratio=0.3 removes by magnitude all the same")
-            order, folds = dead.order(model, found)
+            order, folds = dead.order(model, found, ctx.excluded)
             return Plan(found, order, held_back=held, folds=folds)
         if not real:
             ctx.note(
@@ -245,7 +245,7 @@ class Prune(LossyPass):
         if not len(gone):
             why = plan.held_back or shortfall.of_nothing(plan.groups)
             return PassResult(False, {"channels removed": 0}, (*skipped, Skip("*", why)))
-        dead.take_over(model, plan.folds)
+        dead.take_over(model, plan.groups.flow, gone, plan.folds)
         cut(model, plan.groups.flow, gone)
         fitted = 0
         if plan.goals and plan.feeds is not None:
