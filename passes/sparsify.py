@@ -20,7 +20,7 @@ from ..ir.errors import OptionError
 from ..runtime.feeds import Feeds
 from .base import Context, LossyPass, PassResult, Skip
 from .prune import plan as planning
-from .prune.layers import CONVOLUTIONS, Layer, layers, matrix, store
+from .prune.layers import CONVOLUTIONS, Layer, layers, matrix, store, tied
 from .prune.left import Left
 from .prune.refit import refit
 from .prune.stats import Target
@@ -91,7 +91,8 @@ class Sparsify(LossyPass):
     def plan(self, model: Model, ctx: Context) -> Plan:
         """The layers that may get zeros, and what they put out."""
         ctx.note("sparsify: ONNX Runtime on CPUs does not skip zeros: the model gets no faster, its file no smaller")
-        found = layers(model, keep=ctx.excluded)
+        nodes = {n.name: n for n in model.graph.nodes}
+        found = [x for x in layers(model, keep=ctx.excluded) if not tied(nodes[x.node])]
         left = unfitted(model, found, ctx.excluded)
         if after := [name for name in REFITS if name in ctx.follows]:
             ctx.note(f"sparsify: {after[0]}, which comes after it, fills zeros again: give sparsify behind it")

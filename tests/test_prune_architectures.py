@@ -26,7 +26,7 @@ RATIOS = (0.1, 0.5, 0.9, 1.0)
 DETECTORS: dict[str, Callable[[], ir.Model]] = {"yolov5": yolov5, "yolov8": yolov8, "c2f_stack": lambda: c2f_stack(64)}
 STAY = {  # shared models from which nothing may go, and why
     "dtln_1": ("meets what stays at LSTM", "graph output"),  # the units' states are inputs and outputs
-    "dtln_2": ("meets what stays", "graph output", "runs over it"),
+    "dtln_2": ("meets what stays", "graph output", "statistics of ReduceMean"),
     "silero_vad": ("it stands in a branch",),  # everything lies in the branches of one If
 }
 FLAT = ("alexnet", "vgg11", "vgg16", "vgg16_bn", "vgg19_bn")  # whose classifiers take the places of one image size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -182,3 +183,21 @@ def test_an_expression_that_matches_nothing_is_an_error() -> None:
     model: Any = chain(weights(12, 3, 3, 3))
     with pytest.raises(OptionError, match="nothere matches no group"):
         Prune(ratio=0.3, shares=("nothere=0.5",), criterion="l1").run(model.copy(), context(model))
+
+
+@pytest.mark.parametrize("options", [{"lossless": True}, {}])
+def test_a_share_of_nothing_holds_for_what_is_dead(options: dict[str, Any]) -> None:
+    model: Any = chain(weights(12, 3, 3, 3))
+    for node in [n for n in model.graph.nodes if n.op == "Conv"][1:3]:
+        values = node.inputs[1].values.copy()
+        values[:, 2] = 0  # nobody reads channel 2 of the layer before
+        node.inputs[1].values = values
+    ctx = replace(context(model), source="random")
+    widths = []
+    for shares in ((), ("conv_a$=0",)):
+        small = model.copy()
+        Prune(shares=shares, **options).run(small, ctx)
+        widths.append([n.inputs[1].shape[0] for n in small.graph.nodes if n.op == "Conv"][:2])
+    assert widths == [[11, 11], [12, 11]]
+    with pytest.raises(OptionError, match="nothere matches no group"):
+        Prune(shares=("nothere=0",), **options).run(model.copy(), ctx)

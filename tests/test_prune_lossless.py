@@ -30,7 +30,8 @@ def lossless(model: ir.Model, exclude: str = "", **options: Any) -> ir.Model:
     found = feeds.resolve("random", model)
     fit, check = found.split()
     small = model.copy()
-    ctx = Context(Target(), fit, check, "random", model, None, exclude=re.compile(exclude) if exclude else None)  # type: ignore[arg-type]
+    pattern = re.compile(exclude) if exclude else None
+    ctx = Context(Target(), fit, check, "random", model, None, exclude=pattern)  # type: ignore[arg-type]
     Prune(**{"lossless": True, **options}).run(small, ctx)
     ir.order.sort(small)
     ir.shapes.refresh(small)

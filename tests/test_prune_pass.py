@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_graphsurgeon as gs
 import pytest
 from onnx import helper
 from onnxslim_opt.ir.errors import OptionError
@@ -290,10 +291,63 @@ def test_lossless_takes_channels_that_nobody_reads_and_nothing_else() -> None:
     assert [tuple(n.inputs[1].shape[:2]) for n in small.nodes() if n.op == "Conv"] == [(5, 3), (6, 5)]
 
 
+IDLE: list[dict[str, Any]] = [{"criterion": "l1"}, {"scope": "local"}, {"norms": "allow"}, {"round_to": 8}]
+IDLE += [{"shares": ("conv=0.5",)}, {"params": 0.2}]
+
+
+@pytest.mark.parametrize("options", IDLE)
+def test_lossless_refuses_options_that_say_what_to_remove_of_what_lives(options: dict[str, Any]) -> None:
+    with pytest.raises(
+        OptionError, match=f"lossless removes what is dead and nothing else; leave out {next(iter(options))}"
+    ):
+        Prune(lossless=True, **options)
+
+
 @pytest.mark.parametrize("options", [{"ratio": 0.3, "macs": 0.3}, {"lossless": True, "params": 0.2}])
 def test_contradicting_amounts_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match="prune"):
         Prune(**options)
+
+
+def repeated(own: bool) -> ir.Model:
+    """Two residual blocks of one matrix each way, with biases of their own or shared like the matrices."""
+    n = Net(x=[4, 5, 12])
+    into, shift, back, y = n.weight(12, 24), n.weight(24), n.weight(24, 12), "x"
+    outer = [n.weight(12)] * 2 if not own else [n.weight(12), n.weight(12)]
+    for bias in outer:
+        hidden = n.op("Relu", n.op("Add", n.op("MatMul", y, into), shift))
+        z = n.op("MatMul", hidden, back)
+        y = n.op("Tanh", n.op("Add", y, n.op("Add", z, bias)))
+    n.linear(y, 12, 5)
+    return n.model()
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_weights_that_several_nodes_read_stay_one_constant(own: bool) -> None:
+    """Fitted, each would be a copy of its own; only biases that are no others' follow what the layer lost."""
+    model, rng = repeated(own), np.random.default_rng(0)
+    small, ctx = (
+        model.copy(),
+        context(model, [{"x": rng.standard_normal((4, 5, 12)).astype(np.float32)} for _ in range(16)]),
+    )
+    result = Prune(ratio=0.3, round_to=1).run(small, ctx)
+    finish(small)
+    products = [n for n in small.graph.nodes if n.op == "MatMul"]
+    assert products[0].inputs[1] is products[2].inputs[1] and products[1].inputs[1] is products[3].inputs[1]
+    assert ir.cost.of(small).params < ir.cost.of(model).params
+    reasons = {s.node: s.reason for s in result.skipped if "refitted" in s.reason}
+    assert {products[k].name for k in (1, 3)} <= set(reasons)
+    assert set(reasons.values()) == {"not refitted: the weight is shared by several nodes"}
+    adds = {n.inputs[1].name: n for n in small.graph.nodes if n.op == "Add" and isinstance(n.inputs[1], gs.Constant)}
+    before = {
+        n.name: n.inputs[1].values for n in model.graph.nodes if n.op == "Add" and isinstance(n.inputs[1], gs.Constant)
+    }
+    moved = [
+        a.name
+        for a in adds.values()
+        if a.inputs[1].shape == (12,) and not np.array_equal(a.inputs[1].values, before[a.name])
+    ]
+    assert len(moved) == (2 if own else 0)
 
 
 def test_heads_neurons_and_head_dimensions_of_a_transformer_are_groups() -> None:

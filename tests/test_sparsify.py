@@ -259,3 +259,19 @@ def test_on_a_real_model_second_order_zeros_keep_more_than_small_ones(options: d
         return float(reference.compare(small).outputs[0].sqnr_db or 0.0)
 
     assert sqnr("data") > sqnr("random") + least
+
+
+@pytest.mark.parametrize("data", ["random", "given"])
+def test_weights_that_several_nodes_read_stay_as_they_are(data: str) -> None:
+    w = {"a": weights(12, 12), "b": weights(12, 12)}
+    nodes = [
+        helper.make_node("MatMul", [x, k], [y], name=y)
+        for x, k, y in (("x", "a", "p"), ("t", "a", "q"), ("q", "b", "out"))
+    ]
+    nodes.insert(1, helper.make_node("Tanh", ["p"], ["t"]))
+    model = build(nodes, {"x": [6, 12]}, w)
+    given = "random" if data == "random" else [{"x": weights(6, 12)} for _ in range(12)]
+    small, result = run(model, given, exclude="none")
+    first, second, third = [n.inputs[1] for n in small.graph.nodes if n.op == "MatMul"]
+    assert first is second and np.array_equal(first.values, w["a"]) and (third.values == 0).mean() == 0.5
+    assert {s.node: s.reason for s in result.skipped} == dict.fromkeys("pq", "the weight is shared by several nodes")

@@ -184,6 +184,11 @@ def readers(node: gs.Node, index: int) -> frozenset[str]:
     return frozenset() if tensor is None else frozenset(n.name for n in tensor.outputs)
 
 
+def tied(node: gs.Node) -> bool:
+    """Whether other nodes read a layer's weights too: new ones would be a copy for each, in place of one for all."""
+    return any(len(readers(node, k)) > 1 for k in weights_of(node))
+
+
 def matrix(node: gs.Node) -> Array:
     """The weight as `[groups, M/groups, D]`."""
     product = contraction(node)
@@ -225,11 +230,11 @@ def layout(node: gs.Node) -> Callable[[Array], list[Array]]:
     return laid
 
 
-def store(model: Model, layer: Layer, nodes: dict[str, gs.Node], matrices: Array, bias: Array | None) -> None:
-    """Put fitted weights `[groups, M/groups, D]`, and a new bias, in place of the old."""
+def store(model: Model, layer: Layer, nodes: dict[str, gs.Node], matrices: Array | None, bias: Array | None) -> None:
+    """Put fitted weights `[groups, M/groups, D]`, and a new bias, in place of the old; None: that one stays."""
     node = nodes[layer.node]
     old = node.inputs[weights_of(node)[0]]
-    for index, new in zip(weights_of(node), layout(node)(matrices)):
+    for index, new in zip(weights_of(node), [] if matrices is None else layout(node)(matrices)):
         edit.set_input(node, index, edit.constant(model, node.inputs[index].name, new))
     if bias is not None and layer.bias is not None:
         where, at = nodes[layer.bias[0]], layer.bias[1]

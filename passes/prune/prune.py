@@ -18,6 +18,7 @@ from . import contest, criteria, dead, energy, fisher, grouping, overrides, sens
 from . import plan as planning
 from .amount import Amount, chosen
 from .cut import cut
+from .layers import tied
 from .left import Left, left
 from .order import Order, greedy
 from .pacing import pace
@@ -99,9 +100,21 @@ class Prune(LossyPass):
             raise OptionError(f"prune: give one of {' and '.join(given)}, not both")
         if self.speedup is not None and self.scope != "global":
             raise OptionError("prune: speedup chooses over the whole model; leave out scope")
-        if given and self.lossless:
-            raise OptionError(f"prune: lossless removes what is dead and nothing else; leave out {given[0]}")
+        idle = [*given, *self._idle()] if self.lossless else []
+        if idle:
+            raise OptionError(f"prune: lossless removes what is dead and nothing else; leave out {', '.join(idle)}")
         overrides.parse(self.shares)
+
+    def _idle(self) -> list[str]:
+        """Options that say what to remove where nothing is alive, and were given."""
+        changed = {
+            "criterion": self.criterion != "auto",
+            "scope": self.scope != "global",
+            "norms": self.norms != "pin",
+            "round_to": (self.round_to or 1) > 1,
+            "shares other than 0": any(share for _, share in overrides.parse(self.shares)),
+        }
+        return [name for name, given in changed.items() if given]
 
     @property
     def explicit(self) -> bool:
@@ -130,7 +143,8 @@ class Prune(LossyPass):
             held = "" if self.lossless else "no real data was given (--data): only channels that are provably dead go"
             if held:
                 ctx.note(f"prune: {held}; prune:ratio=0.3 removes by magnitude all the same")
-            order, folds = dead.order(model, found, ctx.excluded)
+            held_units = [u for k, share in self._shares(found).items() if not share for u in found.families[k].units]
+            order, folds = dead.order(model, found, ctx.excluded, held_units)
             return Plan(found, order, held_back=held, folds=folds)
         if not real:
             ctx.note(
@@ -252,7 +266,9 @@ class Prune(LossyPass):
             graph_order.sort(model)
             fitted = refit(model, plan.layers, plan.feeds, plan.goals, self._kept(plan, gone), ctx, plan.ridges)
         if self.refit and plan.feeds is not None:
-            raw = unfitted.that_lost(model, plan.groups.flow, gone, plan.layers, ctx.excluded)
+            nodes = {n.name: n for n in model.graph.nodes}
+            able = [x for x in plan.layers if not tied(nodes[x.node])]
+            raw = unfitted.that_lost(model, plan.groups.flow, gone, able, ctx.excluded)
             skipped = (*skipped, *(Skip(node, f"not refitted: {why}") for node, why in raw.items()))
         did = {"channels removed": len(gone), "of": len(plan.groups.units), "layers refitted": fitted}
         details: dict[str, Any] = {"contest": plan.contest} if plan.contest else {}

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import onnx_graphsurgeon as gs
 from scipy.linalg import lapack
 
 from ...ir import Model
@@ -19,7 +20,7 @@ from ...runtime.feeds import Feeds
 from ..bands import bands
 from ..base import Context
 from . import thin
-from .layers import Layer, matrix, store
+from .layers import Layer, matrix, readers, store, tied
 from .left import Left
 from .march import March
 from .stats import BLOCK, Sums, Target, against
@@ -40,12 +41,15 @@ def refit(
     ridges: Sequence[float] = RIDGES,
     finish: Callable[[Layer, Array, Any], Array] | None = None,
 ) -> int:
-    """Fit every layer in place, level by level; returns how many were changed.
+    """Fit every layer in place, level by level; returns of how many the weights were changed.
 
+    Weights that several nodes read stay one constant, as they are: only a bias that a layer has for itself is fitted.
     finish: what is made of the fitted weights `[G, M/G, D]` of a layer, given the sums that they were fitted on, before
     the next level sees them; the bias then keeps the mean.
     """
     nodes = {n.name: n for n in model.graph.nodes}
+    shared = {x.node for x in layers if tied(nodes[x.node])}
+    layers = [x for x in layers if x.node not in shared or _own_bias(x, nodes)]
     march = March(model, layers, feeds, ctx.workers, (ctx.memory_mb << 20) // 8)
     waves: dict[int, list[Layer]] = {}
     for layer in layers:
@@ -60,6 +64,9 @@ def refit(
             fit, check = sums.pop(layer.node)
             if not fit.rows and not check.rows:
                 continue  # all the rows that were sampled went
+            if layer.node in shared:
+                _recentre(model, layer, nodes, fit + check if isinstance(fit, thin.Rows) else fit.take(check))
+                continue
             intercept = layer.bias is not None
             found, bias, every = fitted(matrix(nodes[layer.node]), fit, check, intercept, ridges)
             if finish is not None and np.isfinite(found).all():
@@ -69,6 +76,18 @@ def refit(
                 store(model, layer, nodes, found, bias)
                 count += 1
     return count
+
+
+def _own_bias(layer: Layer, nodes: Mapping[str, gs.Node]) -> bool:
+    """Whether a layer has a bias that no other node reads."""
+    return layer.bias is not None and len(readers(nodes[layer.bias[0]], layer.bias[1])) == 1
+
+
+def _recentre(model: Model, layer: Layer, nodes: dict[str, gs.Node], sums: Any) -> None:
+    """Let a layer's bias keep the mean of the outputs with its weights as they are."""
+    bias = mended(matrix(nodes[layer.node]), sums)
+    if np.isfinite(bias).all():
+        store(model, layer, nodes, None, bias)
 
 
 def fitted(
