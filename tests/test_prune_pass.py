@@ -161,6 +161,17 @@ def test_where_nothing_may_go_the_commonest_reasons_are_told() -> None:
     assert Prune(ratio=0.3, norms="allow").run(model.copy(), context(model, feed)).changed
 
 
+def test_where_everything_lies_in_branches_that_is_the_reason() -> None:
+    branch = "b () => (float[2,4] {}) <float[6,4] {} = {{{}}}> {{ {} = MatMul(x, {}) }}"
+    then, other = (branch.format(y, w, ", ".join(["1.0"] * 24), y, w) for y, w in (("p", "w"), ("q", "v")))
+    text = f"g (float[2,6] x, bool c) => (float[2,4] y) {{ y = If(c) <then_branch = {then}, else_branch = {other}> }}"
+    model = ir.text.parse(text)
+    data = [{"x": np.ones((2, 6), np.float32), "c": np.array(True)} for _ in range(4)]
+    *layers, why = Prune(ratio=0.3).run(model.copy(), context(model, data)).skipped
+    assert [s.reason for s in layers] == ["it stands in a branch or the body of a loop"] * 2
+    assert "found (2 layers: it stands in a branch or the body of a loop; inspect" in why.reason
+
+
 def test_an_amount_that_ruins_the_model_and_is_not_met_is_not_called_as_asked() -> None:
     done = optimize(load("digits_resnet"), "prune:ratio=0.95:min_channels=4:refit=false", data=digits()[:8])
     notes = done.report.notes

@@ -53,18 +53,21 @@ def of_nothing(groups: Groups) -> str:
     nothing = "nothing that may go was found"
     if len(groups.units):
         return nothing
+    rows = groups.describe()
+    if not rows:
+        return f"{nothing}: no constant has channels"
     kinds: Counter[str] = Counter()
     reasons: dict[str, set[str]] = {}
-    for row in groups.describe():
+    for row in rows:
         kind = re.sub(r"'[^']*'", "'…'", row.pinned or "")
         kinds[kind] += row.channels
         reasons.setdefault(kind, set()).add(row.pinned or "")
-    if not kinds:
-        return f"{nothing}: no constant has channels"
     said = []
-    for kind, count in kinds.most_common(2):
+    for kind, count in (+kinds).most_common(2):
         text = next(iter(reasons[kind])) if len(reasons[kind]) == 1 else kind
         said.append(f"{count:,} of {kinds.total():,} channels: {text}")
+    layers = Counter(row.pinned for row in rows if not row.channels)  # whose channels nobody looked at
+    said += [f"{count:,} layers: {why}" for why, count in layers.most_common(1)]
     advice = "inspect --groups lists all reasons"
     if groups.flow.norms != "allow" and any(kind.startswith("statistics of") for kind in kinds):
         advice += ", norms=allow lets norms see fewer channels"
