@@ -91,8 +91,9 @@ class Sparsify(LossyPass):
     def plan(self, model: Model, ctx: Context) -> Plan:
         """The layers that may get zeros, and what they put out."""
         ctx.note("sparsify: ONNX Runtime on CPUs does not skip zeros: the model gets no faster, its file no smaller")
-        nodes = {n.name: n for n in model.graph.nodes}
-        found = [x for x in layers(model, keep=ctx.excluded) if not tied(nodes[x.node])]
+        found = layers(model, keep=ctx.excluded)
+        shared = tied(model, found)
+        found = [x for x in found if x.node not in shared]
         left = unfitted(model, found, ctx.excluded)
         if after := [name for name in REFITS if name in ctx.follows]:
             ctx.note(f"sparsify: {after[0]}, which comes after it, fills zeros again: give sparsify behind it")

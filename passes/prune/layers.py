@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from ...ir import Model, edit
+from ...ir import Model, cost, edit
 from ...ir.edit import output_ids
 from ...ir.order import reads
 from ...runtime.contraction import contraction
@@ -18,6 +18,7 @@ from . import recurrent
 Array = np.ndarray
 CONVOLUTIONS = ("Conv", "ConvTranspose")
 SERVED = (*CONVOLUTIONS, "Gemm", "MatMul", "Einsum")
+COPIES = 0.02  # of the model's parameters, that copies of shared weights may add
 
 
 @dataclass(frozen=True)
@@ -184,9 +185,30 @@ def readers(node: gs.Node, index: int) -> frozenset[str]:
     return frozenset() if tensor is None else frozenset(n.name for n in tensor.outputs)
 
 
-def tied(node: gs.Node) -> bool:
-    """Whether other nodes read a layer's weights too: new ones would be a copy for each, in place of one for all."""
+def shares_weights(node: gs.Node) -> bool:
+    """Whether other nodes read a layer's weights too."""
     return any(len(readers(node, k)) > 1 for k in weights_of(node))
+
+
+def tied(model: Model, found: Sequence[Layer]) -> set[str]:
+    """Names of the layers that keep weights which other nodes read too: new ones would be a copy for each.
+
+    Copies of the smallest (gates of blocks, say) are worth it, up to a share of the model's parameters in all.
+    """
+    nodes = {n.name: n for n in model.graph.nodes}
+    more: dict[str, int] = {}
+    users: dict[str, set[str]] = {}
+    for layer in found:
+        for k in weights_of(nodes[layer.node]):
+            weight, others = nodes[layer.node].inputs[k], len(readers(nodes[layer.node], k)) - 1
+            if others > 0:
+                more[weight.name] = others * cost.size(weight)
+                users.setdefault(weight.name, set()).add(layer.node)
+    room, kept = COPIES * cost.parameters(model), set[str]()
+    for name in sorted(more, key=lambda n: (more[n], n)):
+        room -= more[name]
+        kept |= users[name] if room < 0 else set()
+    return kept
 
 
 def matrix(node: gs.Node) -> Array:

@@ -261,13 +261,13 @@ class Prune(LossyPass):
             return PassResult(False, {"channels removed": 0}, (*skipped, Skip("*", why)))
         dead.take_over(model, plan.groups.flow, gone, plan.folds)
         cut(model, plan.groups.flow, gone)
-        fitted = 0
+        fitted, shared = 0, set[str]()
         if plan.goals and plan.feeds is not None:
             graph_order.sort(model)
+            shared = tied(model, plan.layers)
             fitted = refit(model, plan.layers, plan.feeds, plan.goals, self._kept(plan, gone), ctx, plan.ridges)
         if self.refit and plan.feeds is not None:
-            nodes = {n.name: n for n in model.graph.nodes}
-            able = [x for x in plan.layers if not tied(nodes[x.node])]
+            able = [x for x in plan.layers if x.node not in shared]
             raw = unfitted.that_lost(model, plan.groups.flow, gone, able, ctx.excluded)
             skipped = (*skipped, *(Skip(node, f"not refitted: {why}") for node, why in raw.items()))
         did = {"channels removed": len(gone), "of": len(plan.groups.units), "layers refitted": fitted}

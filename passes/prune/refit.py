@@ -43,12 +43,13 @@ def refit(
 ) -> int:
     """Fit every layer in place, level by level; returns of how many the weights were changed.
 
-    Weights that several nodes read stay one constant, as they are: only a bias that a layer has for itself is fitted.
+    Weights that several nodes read stay one constant, as they are, unless they are small (`layers.tied`): only a bias
+    that a layer has for itself is fitted.
     finish: what is made of the fitted weights `[G, M/G, D]` of a layer, given the sums that they were fitted on, before
     the next level sees them; the bias then keeps the mean.
     """
     nodes = {n.name: n for n in model.graph.nodes}
-    shared = {x.node for x in layers if tied(nodes[x.node])}
+    shared = tied(model, layers)
     layers = [x for x in layers if x.node not in shared or _own_bias(x, nodes)]
     march = March(model, layers, feeds, ctx.workers, (ctx.memory_mb << 20) // 8)
     waves: dict[int, list[Layer]] = {}

@@ -11,7 +11,7 @@ import onnx_graphsurgeon as gs
 from ...ir import Model, cost, ops
 from ...ir.flow import Flow, stored
 from .cut import alive_after
-from .layers import Layer, tied, unfit
+from .layers import Layer, shares_weights, unfit
 
 INSIDE = "it stands in a branch or the body of a loop"
 
@@ -52,7 +52,7 @@ def unlabelled(model: Model, flow: Flow) -> dict[str, str]:
 def _reason(node: gs.Node, top: bool, keep: Callable[[gs.Node], bool]) -> str:
     if keep(node):
         return "excluded"
-    if top and not unfit(node, gates=True) and tied(node):
+    if top and not unfit(node, gates=True) and shares_weights(node):
         return "the weight is shared by several nodes"
     # what else could be fitted is no layer because its bias, an Add of its own, is to be left alone
     return unfit(node) or ("its bias is excluded" if top else INSIDE)
