@@ -12,6 +12,7 @@ from quant_nets import Net, cnn, context, images, kernels, session, sqnr
 
 from onnxslim_opt import ir
 
+pytestmark = pytest.mark.usefixtures("exact_products")
 ALL = DynQuant(compute="all", rounding="nearest", store=False, floor=-100)
 
 

@@ -133,6 +133,7 @@ def test_what_the_strength_leaves_float_is_not_said_to_be_slow(target, compute):
     assert 0 < len(weak) < 7 and all(why.fullmatch(reason) for reason in weak.values()), weak
 
 
+@pytest.mark.usefixtures("literal_sessions")
 def test_what_does_not_gain_says_how_that_is_known():
     model = cnn()
     ctx = context(model, images(), "ort-cpu-vnni")
@@ -146,6 +147,7 @@ def test_what_does_not_gain_says_how_that_is_known():
     }
 
 
+@pytest.mark.usefixtures("literal_sessions")
 def test_a_layer_left_float_for_its_weight_says_so():
     model = cnn()
     ctx = context(model, images(), "ort-cpu-vnni")
@@ -426,6 +428,7 @@ def test_noise_is_counted_where_the_outputs_are_finite():
     assert noise([{"a": x[:0]}], [{"a": x}]) == 1.0 and noise([{"a": x[:0]}], [{"a": x[:0]}]) == 0.0
 
 
+@pytest.mark.usefixtures("literal_sessions")
 @pytest.mark.parametrize("p", [Quant(compute="all"), Quant(compute="none"), DynQuant(compute="all"), WeightQuant()])
 def test_a_layer_that_never_sees_a_row_does_not_end_the_pass(p):
     """The second stage of a detector that finds nothing in the data: no rows, which are rounded to nearest."""

@@ -182,6 +182,7 @@ def test_a_bias_that_adds_an_axis_stays_a_sum():
     assert prepare(model, lambda n: False) == 0
 
 
+@pytest.mark.usefixtures("literal_sessions")
 @pytest.mark.parametrize("dilation", [1, 2])
 def test_a_dilated_mean_stays_float_alone(dilation, tmp_path):
     net = Net()

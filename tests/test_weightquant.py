@@ -11,7 +11,7 @@ from onnxslim_opt.passes.transaction import tidy
 from onnxslim_opt.passes.weightquant import WeightQuant, blocks
 from onnxslim_opt.passes.weightquant.blocks import Grid
 from onnxslim_opt.runtime import probe
-from quant_nets import Net, context, kernels, session, sqnr
+from quant_nets import SATURATES, Net, context, kernels, session, sqnr
 
 from onnxslim_opt import ir
 
@@ -62,7 +62,8 @@ def test_every_form_is_the_same_network(bits, symmetric, tmp_path):
     new = model.copy()
     WeightQuant(form="nbits", **options).run(new, context(model, feeds))
     assert sqnr(forms["folded"], new, feeds[:4]) > 35  # its own arithmetic: activations in 8 bits
-    assert kernels(forms["dequantize"], tmp_path)["MatMulNBits"] == 3
+    joined = kernels(forms["dequantize"], tmp_path)["MatMulNBits"]
+    assert joined == 3 or (SATURATES and bits == 8 and not joined)  # older CPUs have no kernel of 8 bits
 
 
 @pytest.mark.parametrize("grid", [Grid(4, 32, True), Grid(4, 32, False), Grid(8, 16, True), Grid(4, 96, False)])
