@@ -81,9 +81,7 @@ class Groups:
                     key = (origin.node, origin.axis, why)
                     reasons[key] = reasons.get(key, 0) + 1
         rows = [Row(0, n, ((node, axis),), 0, 0, why) for (node, axis, why), n in reasons.items()]
-        return rows + [
-            Row(0, 0, ((node, -1),), 0, 0, why) for node, why in unlabelled(self.flow.model, self.flow).items()
-        ]
+        return rows + [Row(0, 0, ((node, -1),), 0, 0, why) for node, why in unlabelled(self.flow).items()]
 
     def _vital(self) -> dict[int, str]:
         """Why units stay that an axis cannot spare."""

@@ -254,7 +254,7 @@ class Prune(LossyPass):
     def apply(self, model: Model, plan: Plan, strength: float, ctx: Context) -> PassResult:
         """Remove the units that this strength reaches, then refit."""
         flow = plan.groups.flow
-        skipped = tuple(Skip(n, why) for n, why in (flow.refused | unfitted.unlabelled(flow.model, flow)).items())
+        skipped = tuple(Skip(n, why) for n, why in (flow.refused | unfitted.unlabelled(flow)).items())
         gone = self._gone(plan, strength, ctx)
         if not len(gone):
             why = plan.held_back or shortfall.of_nothing(plan.groups)

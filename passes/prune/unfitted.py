@@ -35,12 +35,12 @@ def that_lost(
     return {name: why for name, why in unfitted(model, found, keep).items() if name in lost}
 
 
-def unlabelled(model: Model, flow: Flow) -> dict[str, str]:
+def unlabelled(flow: Flow) -> dict[str, str]:
     """Reason by name, for every node of every level that holds weights of which propagation saw nothing."""
-    top, weights = {n.name for n in model.graph.nodes}, stored(model)
+    top, weights = {n.name for n in flow.model.graph.nodes}, stored(flow.model)
     seen = {one.node for one in flow.origins} | {one.node for one in flow.cuts}
     found = {}
-    for node in model.nodes():
+    for node in flow.model.nodes():
         if node.name not in seen and _holds_weights(node, weights):
             why = INSIDE if node.name not in top else flow.refused.get(node.name)
             if why is None and ops.flow_rule(node) is None:
