@@ -64,6 +64,8 @@ class Atoms:
     def members(self, atom: int) -> tuple[int, ...]:
         """The primitive atoms that an atom stands for, pinned ones left out."""
         top = self._root(atom)
+        if top not in self.definition:  # most atoms, asked for most often
+            return (top,) if top and top not in self.reasons else ()
         found = self._known.get(top)
         if found is None:
             seen: dict[int, None] = {}

@@ -23,7 +23,8 @@ from ..ir.model import Model
 from . import probe, unfold
 from .feeds import Feeds
 from .loading import give_back
-from .taps import Tap, waves
+from .relay import relayed
+from .taps import waves
 from .unfold import Geometry
 
 Progress = Callable[[Iterable[Any], str, "int | None"], Iterable[Any]]
@@ -183,20 +184,20 @@ def stream(
     """
     budget = max(1, memory_mb << 20) // 2
     layers = _layers(model, nodes, len(feeds), budget, max_rows_per_feed, keep_rows, geometry)
-    for wave in _waves(layers, probe.sizes(model, feeds.first(), _sources(layers)), budget):
+    planned = _waves(layers, probe.sizes(model, feeds.first(), _sources(layers)), budget)
+    for wave, walk in zip(planned, relayed(model, map(_sources, planned), feeds, threads=threads)):
         give_back()  # what the wave before has freed lies in pieces between what is kept
         sums = {layer.name: _Accumulator(layer.geo, layer.thin, layer.room) for layer in wave}
-        _fill(sums, wave, Tap(model, _sources(wave), threads=threads), shown(feeds, progress, "moments"), seed)
+        _fill(sums, wave, shown(walk, progress, "moments", len(feeds)), seed)
         for layer in wave:
             found = sums.pop(layer.name)
             if found.samples or not skip_unseen:
                 yield layer.name, found.result()
 
 
-def _fill(sums: Mapping[str, _Accumulator], wave: Sequence[_Layer], tap: Tap, feeds: Iterable[Any], seed: int) -> None:
+def _fill(sums: Mapping[str, _Accumulator], wave: Sequence[_Layer], walk: Iterable[Any], seed: int) -> None:
     """Add up the rows of all feeds; session and activations are gone before anybody works with the sums."""
-    for index, feed in enumerate(feeds):
-        values = tap.run(feed)
+    for index, values in enumerate(walk):
         for layer in wave:
             x = values[layer.source]
             picked = unfold.choose(unfold.count(layer.geo, x.shape), layer.most, seed, layer.name, index)
@@ -277,9 +278,9 @@ def _waves(layers: Sequence[_Layer], sizes: Mapping[str, int], budget: int) -> l
     return planned
 
 
-def shown(feeds: Feeds, progress: Progress | None, label: str) -> Iterable[Any]:
-    """The feeds, with a progress bar where one is wanted."""
-    return feeds if progress is None else progress(feeds, label, len(feeds))
+def shown(items: Iterable[Any], progress: Progress | None, label: str, total: int) -> Iterable[Any]:
+    """So many items, with a progress bar where one is wanted."""
+    return items if progress is None else progress(items, label, total)
 
 
 __all__ = ["Moment", "Rows", "Sum", "collect", "rows_per_feed", "shown", "stream"]

@@ -147,7 +147,7 @@ def collect_pairs(
         parts = [by_name[n] for n in wave]
         left = Tap(original, [p.wanted for p in parts], threads=threads)
         right = Tap(compressed, [p.source for p in parts], threads=threads)
-        for index, feed in enumerate(shown(feeds, progress, "moments")):
+        for index, feed in enumerate(shown(feeds, progress, "moments", len(feeds))):
             targets, sources = left.run(feed), right.run(feed)
             for part in parts:
                 part.add(sources[part.source], targets[part.wanted], seed, index)

@@ -32,17 +32,22 @@ def cut(model: Model, names: Iterable[str]) -> Model:
     new = model.copy()
     tensors = outer_tensors(new)
     outputs = [tensors[n] for n in names]
-    makers = {id(t): k for k, node in enumerate(new.graph.nodes) for t in node.outputs}
+    new.graph.nodes = above(new.graph.nodes, outputs)
+    new.graph.outputs = outputs
+    return new
+
+
+def above(nodes: Sequence[gs.Node], tensors: Iterable[Any]) -> list[gs.Node]:
+    """Of these nodes those that the tensors need, in their order."""
+    makers = {id(t): k for k, node in enumerate(nodes) for t in node.outputs}
     needed: set[int] = set()
-    queue = list(outputs)
+    queue = list(tensors)
     while queue:
         k = makers.get(id(queue.pop()))
         if k is not None and k not in needed:
             needed.add(k)
-            queue.extend(reads(new.graph.nodes[k]))
-    new.graph.nodes = [node for k, node in enumerate(new.graph.nodes) if k in needed]
-    new.graph.outputs = outputs
-    return new
+            queue.extend(reads(nodes[k]))
+    return [node for k, node in enumerate(nodes) if k in needed]
 
 
 class Tap:
@@ -97,4 +102,4 @@ def waves(names: Iterable[str], sizes: Mapping[str, int], budget: int) -> list[l
     return planned
 
 
-__all__ = ["Tap", "cut", "outer_tensors", "waves"]
+__all__ = ["Tap", "above", "cut", "outer_tensors", "waves"]

@@ -7,7 +7,7 @@ import pytest
 from onnxslim_opt.ir.labels import Atoms, join
 from onnxslim_opt.passes.prune import score, thin
 from onnxslim_opt.passes.prune.layers import layers
-from onnxslim_opt.passes.prune.march import March, Shelf
+from onnxslim_opt.passes.prune.march import March
 from onnxslim_opt.passes.prune.refit import RIDGES, Normal, error, fitted
 from onnxslim_opt.passes.prune.score import curvature
 from onnxslim_opt.passes.prune.stats import Sums
@@ -142,28 +142,6 @@ def test_the_march_sees_what_a_whole_run_sees() -> None:
             assert all(np.allclose(values[n], expected[n], atol=1e-5) for n in names)
 
 
-def test_the_shelf_files_what_does_not_fit() -> None:
-    shelf = Shelf(100)
-    for k in range(3):
-        shelf.put("t", k, np.full(20, k, np.float32))
-    assert [shelf.get("t", k)[0] for k in range(3)] == [0, 1, 2] and shelf.filed
-    shelf.drop({"t"})
-    assert not shelf.held and not shelf.filed and shelf.used == 0
-
-
-def test_a_file_of_the_shelf_is_never_written_twice() -> None:
-    """Names that counted what lay there came back after a drop: another tensor's file was overwritten, then lost."""
-    shelf = Shelf(0)
-    for k, name in enumerate("abc"):
-        shelf.put(name, 0, np.full(2, k, np.float32))
-    shelf.drop({"a"})
-    shelf.put("d", 0, np.full(2, 3, np.float32))
-    assert [shelf.get(n, 0)[0] for n in "bcd"] == [1, 2, 3]
-    shelf.drop({"b", "c"})
-    shelf.drop({"d"})
-    assert not shelf.filed
-
-
 def test_the_sum_behind_a_residual_branch_is_its_witness() -> None:
     branch = [x for x in layers(residual()) if x.other]
     assert len(branch) == 1 and branch[0].other != branch[0].y and branch[0].witness != branch[0].y
@@ -285,6 +263,19 @@ def test_inputs_may_be_left_to_their_defaults_on_the_march() -> None:
     assert "s" in model.header.defaults
     march = March(model, layers(model), [{"x": np.ones((1, 4), np.float32)}], 1, budget=2000)
     assert [v["r"].tolist() for v in march.to(1, ["r"])] == [[[2.0] * 4]]
+
+
+def test_a_sequence_may_lie_between_two_levels_of_the_march() -> None:
+    """The refit failed: a list of arrays has no size of its own."""
+    model = ir.text.parse("""g (float[N,2] x) => (float[M,2] y) <float[2,2] w = {1,2,3,4}, float[2,2] v = {1,0,2,1}> {
+        r = Relu(x)  s = SequenceConstruct(r)  h = MatMul(r, w)  q = Relu(h)  t = SequenceInsert(s, q)
+        c = ConcatFromSequence<axis=0>(t)  y = MatMul(c, v) }""")
+    found, feeds = layers(model), [image(3, 2), image(1, 2)]
+    march = March(model, found, feeds, 1, budget=0)
+    assert [len(v["r"]) for v in march.to(1, ["r"])] == [3, 1]
+    whole = Session(model, outputs=["c"])
+    for feed, values in zip(feeds, march.to(2, ["c"]), strict=True):
+        np.testing.assert_allclose(values["c"], whole.run(feed)["c"], rtol=1e-6)
 
 
 def test_a_constant_added_in_a_branch_is_no_bias() -> None:

@@ -15,6 +15,7 @@ from ...ir.spill import let_go
 from ...runtime import moments, unfold
 from ...runtime.contraction import contraction
 from ...runtime.feeds import Feeds
+from ...runtime.relay import relayed
 from ..base import Context
 from . import fisher, recurrent, stats
 from .dead import Fold
@@ -62,9 +63,11 @@ def goals(model: Model, found: Sequence[Layer], feeds: Feeds, ctx: Context) -> d
     heights |= {x.node: heights[x.node] + int(np.prod(matrix(nodes[x.node]).shape[::2])) for x in found if x.states}
     budget = (ctx.memory_mb << 20) * 3 // 8 // max(4 * sum(heights.values()), 1)
     most = stats.rows_per_feed(found, widths, len(feeds), budget)
+    named, waves = recurrent.named(model, [x.node for x in found if x.states]), chunks(found, 4)
+    walks = relayed(named, [stats.looked_at(named, wave) for wave in waves], feeds, threads=ctx.workers)
     result: dict[str, Target] = {}
-    for wave in chunks(found, 4):
-        result.update(stats.targets(model, wave, feeds, most, ctx.seed, ctx.workers))
+    for wave, walk in zip(waves, walks):
+        result.update(stats.targets(named, wave, walk, len(feeds), most, ctx.seed))
     return result
 
 

@@ -16,10 +16,8 @@ from ...ir import Model, edit
 from ...ir.spill import aside
 from ...runtime import unfold
 from ...runtime.contraction import picked_rows
-from ...runtime.feeds import Feeds
 from ...runtime.loading import give_back
 from ...runtime.room import Room
-from ...runtime.taps import Tap
 from . import recurrent
 from .layers import Layer, bias_of, matrix
 from .left import Left
@@ -140,19 +138,28 @@ def rows_of(layer: Layer, tensor: Array, places: Array) -> Array:
     return picked_rows(tensor, layer.made, places)
 
 
+def looked_at(model: Model, wave: Sequence[Layer]) -> list[str]:
+    """Tensors from which the targets of layers are made."""
+    constants = model.constants()
+    return list(dict.fromkeys(n for x in wave for n in (x.witness, *x.states) if n and n not in constants))
+
+
 def targets(
-    model: Model, wave: Sequence[Layer], feeds: Feeds, most: Mapping[str, int], seed: int, threads: int
+    model: Model,
+    wave: Sequence[Layer],
+    walk: Iterable[Mapping[str, Array]],
+    feeds: int,
+    most: Mapping[str, int],
+    seed: int,
 ) -> dict[str, Target]:
-    """Run the original once and keep what its layers put out; of recurrent ones what they make of their inputs."""
+    """What the original's layers put out; of recurrent ones what they make of their inputs.
+
+    walk: what is `looked_at`, on one after the other of so many feeds. most: places to take of each, by layer.
+    """
     give_back()
     nodes = {n.name: n for n in model.graph.nodes}
-    model = recurrent.named(model, [x.node for x in wave if x.states])
-    constants = model.constants()
-    wanted = [n for x in wave for n in (x.witness, *x.states) if n and n not in constants]
-    tap = Tap(model, list(dict.fromkeys(wanted)), threads=threads)
     found = {x.node: Target() for x in wave}
-    for index, feed in enumerate(feeds):
-        values = tap.run(feed)
+    for index, values in enumerate(walk):
         for layer in wave:
             y = values[layer.witness]
             sizes = row_sizes(layer, y.shape)
@@ -160,7 +167,7 @@ def targets(
             rows = rows_of(layer, y, places)
             if layer.gates:
                 rows = _before_gates(layer, nodes, values, places, rows, found[layer.node])
-            found[layer.node].add(places, rows, sizes, len(feeds))
+            found[layer.node].add(places, rows, sizes, feeds)
     _put_aside(found.values())
     return found
 
