@@ -49,6 +49,11 @@ class Header:
     external: bool = False
     data_files: tuple[str, ...] = ()
 
+    @property
+    def odd(self) -> dict[str, onnx.ValueInfoProto]:
+        """Of the protos those of what is no tensor: nothing else tells its type."""
+        return {n: p for n, p in self.protos.items() if not p.type.HasField("tensor_type")}
+
 
 @dataclass
 class Model:

@@ -6,74 +6,35 @@ files beyond it. Weights of nodes that have not run may change in between.
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 from onnx import helper
 
+from ..ir import ops
 from ..ir.errors import ModelError
-from ..ir.model import Model
+from ..ir.model import Model, subgraphs
 from ..ir.order import reads
 from .loading import Tide
 from .session import Session
+from .shelf import Shelf, fileable, size_of
+from .specs import ORT_DTYPES
 from .taps import above, given, outer_tensors
 
 FILED = 1 << 30  # bytes that may lie in files where running a part again would do, too
-
-Array = np.ndarray
-
-
-class Shelf:
-    """Values by (tensor, feed); arrays beyond `budget` bytes lie in a temporary folder, sequences in memory."""
-
-    def __init__(self, budget: int):
-        self.budget, self.used = budget, 0
-        self.held: dict[tuple[str, int], Any] = {}
-        self.filed: dict[tuple[str, int], str] = {}
-        self.count = 0  # of files ever made: a name that a dropped file had is never given again
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
-
-    def put(self, name: str, feed: int, value: Any) -> None:
-        """Keep one value."""
-        if isinstance(value, list) or self.used + value.nbytes <= self.budget:
-            self.held[name, feed] = value
-            self.used += _bytes(value)
-            return
-        if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="onnxslim-")
-        path = os.path.join(self._folder.name, f"{self.count}.npy")
-        self.count += 1
-        np.save(path, value)
-        self.filed[name, feed] = path
-
-    def get(self, name: str, feed: int) -> Any:
-        """One value."""
-        found = self.held.get((name, feed))
-        return np.load(self.filed[name, feed]) if found is None else found
-
-    def drop(self, names: set[str]) -> None:
-        """Forget tensors."""
-        for key in [k for k in self.held if k[0] in names]:
-            self.used -= _bytes(self.held.pop(key))
-        for key in [k for k in self.filed if k[0] in names]:
-            os.unlink(self.filed.pop(key))
-
-
-def _bytes(value: Any) -> int:
-    """Of an array, or of the arrays of a sequence."""
-    return sum(map(_bytes, value)) if isinstance(value, list) else int(value.nbytes)
 
 
 class Relay:
     """Runs parts of the main graph, one after the other, over the same feeds.
 
     budget: bytes of what lies between two parts that may be held in memory; the rest lies in files.
-    most: bytes that may lie between two parts altogether (None: any number). Where there would be more, or no room for
-    the files, or what no file can hold, the part leaves nothing behind, and the next one begins where this one began.
+    most: bytes that may lie in files altogether (None: any number). Where there would be more, or no room for the
+    files, or what no file can hold, a part leaves nothing behind, and the next one begins where this one began.
+
+    What hangs on constants alone is never kept: it belongs to every part that reads it.
     """
 
     def __init__(self, model: Model, feeds: Any, *, threads: int = 1, budget: int = 0, most: int | None = None):
@@ -82,41 +43,56 @@ class Relay:
         self.inputs = {t.name for t in model.graph.inputs}
         self.have = set(self.inputs)
         self.done: set[str] = set()
+        self.kinds: dict[str, str] = {}  # ONNX Runtime's types of what was made
+        self.fixed = _of_constants(model.graph.nodes)
 
     def run(
         self, part: Sequence[gs.Node], wanted: Sequence[str], later: Sequence[gs.Node], kept: Iterable[str] = ()
-    ) -> Iterator[Mapping[str, Array]]:
+    ) -> Iterator[Mapping[str, Any]]:
         """Run a part, in graph order; yields the wanted tensors, feed by feed.
 
         later: nodes of the parts to come. kept: tensors that are wanted then.
         """
+        part, live = self._split(part, wanted, later, kept)
         made = {t.name for n in part for t in n.outputs if t.name}
-        there = self.have | made
-        live = there & {*(t.name for n in later for t in reads(n)), *kept}
         outputs = [n for n in dict.fromkeys([*sorted(live), *wanted]) if n in made]
         session = self._session(part, outputs) if outputs else None
+        self.kinds |= session.kinds if session is not None else {}
         needed = {*(session.inputs if session is not None else ()), *(n for n in wanted if n not in made)}
-        defaults, tide, passes_on = self.model.header.defaults, Tide(), True
+        defaults, tide, passes_on, before = self.model.header.defaults, Tide(), True, self.shelf.filed
         for k, feed in enumerate(self._read(needed)):
             values = {n: given(feed, n, defaults) if n in self.inputs else self.shelf.get(n, k) for n in needed}
             if session is not None:
                 values.update(session.run({n: values[n] for n in session.inputs}))
-                passes_on = passes_on and self._put(k, {n: values[n] for n in outputs if n in live})
+                passes_on = passes_on and self._put(k, {n: values[n] for n in outputs if n in live}, before)
             yield {n: values[n] for n in wanted}
             del values
             tide.turn()
         if passes_on:
             self.shelf.drop(self.have - live - self.inputs)
             self.have = live | self.inputs
-            self.done |= {n.name for n in part}
+            self.done |= {n.name for n in part if id(n) not in self.fixed}
         else:
             self.shelf.drop(made)
 
-    def _put(self, feed: int, values: Mapping[str, Any]) -> bool:
-        """Keep what lies between two parts on one feed; whether that may be."""
+    def _split(
+        self, part: Sequence[gs.Node], wanted: Sequence[str], later: Sequence[gs.Node], kept: Iterable[str]
+    ) -> tuple[list[gs.Node], set[str]]:
+        """The nodes to run, with those on constants that they need; and the tensors to keep for later ones."""
+        own = [n for n in part if id(n) not in self.fixed]
+        begun = {id(n) for n in own}
+        read = {*(t.name for n in own for t in reads(n)), *wanted}
+        fixed = [n for n in self.model.graph.nodes if id(n) in self.fixed]
+        whole = {id(n) for n in above(fixed, [t for n in fixed for t in n.outputs if t.name in read])} | begun
+        there = self.have | {t.name for n in own for t in n.outputs if t.name}
+        live = there & {*(t.name for n in later for t in reads(n)), *kept}
+        return [n for n in self.model.graph.nodes if id(n) in whole], live
+
+    def _put(self, feed: int, values: Mapping[str, Any], before: int) -> bool:
+        """Keep what lies between two parts on one feed; whether that may be. before: bytes in files when it began."""
         if self.most is not None:
-            arrays = [v for v in values.values() if isinstance(v, np.ndarray) and v.dtype.kind in "fiub"]
-            if len(arrays) < len(values) or sum(v.nbytes for v in arrays) * len(self.feeds) > self.most:
+            share = sum(map(size_of, values.values())) * len(self.feeds)
+            if not all(map(fileable, values.values())) or before + share > self.most:
                 return False
         try:
             for name, value in values.items():
@@ -139,21 +115,44 @@ class Relay:
         made = {t.name for n in nodes for t in n.outputs}
         read = dict.fromkeys(t.name for n in nodes for t in reads(n) if t.name in self.have and t.name not in made)
         new.graph.inputs = [tensors[n] if n in tensors else _captured(nodes, n) for n in read]
-        new.header.input_order, new.header.protos = (), {}
+        new.header.input_order, new.header.protos = (), new.header.odd
         for tensor in new.graph.inputs:
-            if tensor.dtype is None:  # a sequence, or what shape inference does not know the operator of
-                _type(new, tensor, self.shelf.get(tensor.name, 0))
+            if tensor.name not in self.inputs:
+                self._describe(new, tensor)
         new.graph.outputs = [tensors[n] for n in outputs]
         return Session(new, threads=self.threads, arena=False)
 
+    def _describe(self, part: Model, tensor: Any) -> None:
+        """Say what a tensor of an earlier part is: the type that it had there, and no shape, since the model may be
+        wrong about it, and ONNX Runtime checks what it is told of inputs."""
+        kind, tensor.shape = self.kinds[tensor.name], None
+        if kind.startswith("tensor("):
+            tensor.dtype = _dtype(kind)
+        else:
+            part.header.protos[tensor.name] = helper.make_value_info(tensor.name, _type(kind))
 
-def _type(model: Model, tensor: Any, example: Any) -> None:
-    """Say what an input is, by what it was on one feed."""
-    if not isinstance(example, list):
-        tensor.dtype = example.dtype
-    elif example:
-        kind = helper.np_dtype_to_tensor_dtype(example[0].dtype)
-        model.header.protos[tensor.name] = helper.make_tensor_sequence_value_info(tensor.name, kind, None)
+
+def _dtype(kind: str) -> np.dtype[Any]:
+    return np.dtype(ORT_DTYPES[kind.removeprefix("tensor(").removesuffix(")")])
+
+
+def _type(kind: str) -> onnx.TypeProto:
+    """What ONNX Runtime calls "seq(tensor(float))" or "optional(...)"."""
+    outer, _, inner = kind.removesuffix(")").partition("(")
+    if outer == "tensor":
+        return helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(_dtype(kind)), None)
+    return (helper.make_sequence_type_proto if outer == "seq" else helper.make_optional_type_proto)(_type(inner))
+
+
+def _of_constants(nodes: Sequence[gs.Node]) -> set[int]:
+    """Ids of nodes, in graph order, whose values hang on constants alone."""
+    made, found = set[int](), set[int]()
+    for node in nodes:
+        known = not subgraphs(node) and ops.facts(node) is not ops.UNKNOWN and not ops.facts(node).random
+        if known and all(isinstance(t, gs.Constant) or id(t) in made for t in reads(node)):
+            found.add(id(node))
+            made |= {id(t) for t in node.outputs}
+    return found
 
 
 def _captured(nodes: Sequence[gs.Node], name: str) -> Any:
@@ -174,13 +173,16 @@ def relayed(
     if unknown:
         raise ModelError(f"the model's main graph has no tensor '{unknown[0]}' to look at")
     relay = Relay(model, feeds, threads=threads, most=most)
-    for k, names in enumerate(order):
-        after = {n for names in order[k + 1 :] for n in names}
-        nodes = [n for n in model.graph.nodes if n.name not in relay.done]
-        part = above(nodes, (tensors[n] for n in names if n not in relay.have))
-        later = above(nodes, (tensors[n] for n in after if n not in relay.have))
-        begun = {id(n) for n in part}
-        yield _wave(relay, names, tensors, part, [n for n in later if id(n) not in begun], after)
+    try:
+        for k, names in enumerate(order):
+            after = {n for names in order[k + 1 :] for n in names}
+            nodes = [n for n in model.graph.nodes if n.name not in relay.done]
+            part = above(nodes, (tensors[n] for n in names if n not in relay.have))
+            later = above(nodes, (tensors[n] for n in after if n not in relay.have))
+            begun = {id(n) for n in part}
+            yield _wave(relay, names, tensors, part, [n for n in later if id(n) not in begun], after)
+    finally:
+        relay.shelf.close()
 
 
 def _wave(
@@ -196,4 +198,4 @@ def _wave(
         yield {n: constants[n].values if n in constants else values[n] for n in names}
 
 
-__all__ = ["Relay", "Shelf", "relayed"]
+__all__ = ["Relay", "relayed"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from onnxslim_opt.ir.labels import Atoms, join
-from onnxslim_opt.passes.prune import score, thin
+from onnxslim_opt.passes.prune import score, thin, triangles
 from onnxslim_opt.passes.prune.layers import layers
 from onnxslim_opt.passes.prune.march import March
 from onnxslim_opt.passes.prune.refit import RIDGES, Normal, error, fitted
@@ -45,6 +45,34 @@ def test_a_loss_is_the_least_squares_error_without_the_unit() -> None:
     for k in range(WIDTH):
         expected = least_squares(np.delete(x, k, 1), x @ w.T)
         assert found[k + 1] == pytest.approx(expected, rel=0.05)  # the ridge of the inverse
+
+
+def test_an_inverse_in_its_own_memory() -> None:
+    root = np.random.default_rng(0).standard_normal((1200, 700))  # more than one block
+    matrix = root.T @ root
+    held = matrix.copy()
+    triangles.invert(held)
+    np.testing.assert_allclose(held @ matrix, np.eye(700), atol=1e-9)
+    assert np.array_equal(held, held.T)
+
+
+def test_an_indefinite_matrix_is_inverted_by_elimination() -> None:
+    matrix = np.array([[1.0, 2, 3], [2, 1, 0], [3, 0, 5]])
+    held = matrix.copy()
+    triangles.invert(held)
+    assert np.linalg.eigvalsh(matrix).min() < 0
+    np.testing.assert_allclose(held, np.linalg.inv(matrix), rtol=1e-14)
+    with pytest.raises(np.linalg.LinAlgError):
+        triangles.invert(np.ones((3, 3)))
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_a_product_is_subtracted_in_place(order: str) -> None:
+    rng = np.random.default_rng(0)
+    array, left, right = (rng.standard_normal(shape) for shape in ((5, 7), (5, 3), (3, 7)))
+    held = np.array(array, order=order)  # type: ignore[call-overload]
+    triangles.subtract_product(held, left, right)
+    np.testing.assert_allclose(held, array - left @ right, atol=1e-12)
 
 
 def test_losses_after_a_removal_add_up() -> None:
@@ -276,6 +304,20 @@ def test_a_sequence_may_lie_between_two_levels_of_the_march() -> None:
     whole = Session(model, outputs=["c"])
     for feed, values in zip(feeds, march.to(2, ["c"]), strict=True):
         np.testing.assert_allclose(values["c"], whole.run(feed)["c"], rtol=1e-6)
+
+
+def test_a_sequence_may_be_empty_on_the_march() -> None:
+    """Its type was taken from what it held."""
+    model = ir.text.parse("""g (float[N,2] x, bool c) => (float[M,2] y)
+        <float[2,2] w = {1,2,3,4}, float[2,2] v = {1,0,2,1}> {
+        r = Relu(x)  s = SequenceEmpty()
+        t = If(c) <then_branch = yes () => (seq(float[N,2]) p) { p = SequenceInsert(s, r) },
+                   else_branch = no () => (seq(float[N,2]) q) { q = Identity(s) }>
+        h = MatMul(r, w)  u = SequenceInsert(t, h)  d = ConcatFromSequence<axis=0>(u)  y = MatMul(d, v) }""")
+    feeds = [{**image(3, 2), "c": np.array(False)}, {**image(1, 2), "c": np.array(True)}]
+    march = March(model, layers(model), feeds, 1, budget=0)
+    assert [len(v["r"]) for v in march.to(1, ["r"])] == [3, 1]
+    assert [len(v["d"]) for v in march.to(2, ["d"])] == [3, 2]
 
 
 def test_a_constant_added_in_a_branch_is_no_bias() -> None:

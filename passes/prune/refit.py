@@ -24,6 +24,7 @@ from .layers import Layer, matrix, readers, store, tied
 from .left import Left
 from .march import March
 from .stats import BLOCK, Sums, Target, against
+from .triangles import mirror
 
 Array = np.ndarray
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 1e3)  # of the mean of the diagonal
@@ -76,6 +77,7 @@ def refit(
             if np.isfinite(found).all():
                 store(model, layer, nodes, found, bias)
                 count += 1
+    march.relay.shelf.close()
     return count
 
 
@@ -161,13 +163,7 @@ class Normal:
     def _restore(self, group: int | None = None) -> None:
         """Copy the kept triangle (the lower one, in rows) over the factor, and put the diagonal back."""
         for g in range(len(self.sums.xx)) if group is None else [group]:
-            xx = self.sums.xx[g]
-            for k in range(0, len(xx), BLOCK):
-                block = xx[k : k + BLOCK, k : k + BLOCK]
-                low = np.tril(block, -1)
-                block[:] = low + low.T
-                xx[k : k + BLOCK, k + BLOCK :] = xx[k + BLOCK :, k : k + BLOCK].T
-            np.einsum("ii->i", xx)[:] = self.diagonal[g]
+            mirror(self.sums.xx[g], self.diagonal[g])
 
 
 def error(weights: Array, bias: Array | None, sums: Sums) -> float:

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from scipy.linalg import blas, lapack
 
 from ...ir.labels import Cells
 from ...ir.spill import let_go, scratch
+from .triangles import invert, subtract_product
 
 Array = np.ndarray
 RIDGE = 1e-3  # of the mean of the diagonal
@@ -155,7 +155,7 @@ class Curvature:
             across[:, at] = 0.0
             for array in (w, inverse):
                 left = array[:, at].copy()
-                _take(array, left, across)
+                subtract_product(array, left, across)
                 array[:, at] = -left @ block
             inverse[at] = across
             inverse[np.ix_(at, at)] = block
@@ -194,28 +194,9 @@ def curvature(
     covariance = second.reshape(groups, width, width) - mean[:, :, None] * mean[:, None, :]
     ridge = np.maximum(np.trace(covariance, axis1=1, axis2=2) / width, 1e-12) * RIDGE
     np.einsum("gkk->gk", covariance)[:] += ridge[:, None]
-    inverse = covariance
-    for k, matrix in enumerate(covariance):
-        inverse[k] = _inverse(matrix)
-    return Curvature(node, mean, weight.astype(np.float64), _own(inverse), columns, scale)
-
-
-def _inverse(matrix: Array) -> Array:
-    """Of a positive definite matrix, by Cholesky's method; of one that rounding has left indefinite by elimination."""
-    factor, info = lapack.dpotrf(matrix.T, lower=1, clean=0)
-    if not info:
-        found, info = lapack.dpotri(factor, lower=1, overwrite_c=1)
-    if info:
-        return np.asarray(np.linalg.inv(matrix))
-    low = np.tril(found)
-    return np.asarray(low + np.tril(found, -1).T)
-
-
-def _take(array: Array, left: Array, right: Array) -> None:
-    """array -= left @ right, without a copy of its size."""
-    found = blas.dgemm(-1.0, right.T, left.T, 1.0, array.T, overwrite_c=1)
-    if not np.shares_memory(found, array):  # it was not in one piece
-        array[:] = found.T
+    for matrix in covariance:
+        invert(matrix)
+    return Curvature(node, mean, weight.astype(np.float64, order="C"), _own(covariance), columns, scale)
 
 
 def _own(inverse: Array) -> Array:
