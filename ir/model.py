@@ -50,7 +50,7 @@ class Header:
     data_files: tuple[str, ...] = ()
 
     @property
-    def odd(self) -> dict[str, onnx.ValueInfoProto]:
+    def non_tensors(self) -> dict[str, onnx.ValueInfoProto]:
         """Of the protos those of what is no tensor: nothing else tells its type."""
         return {n: p for n, p in self.protos.items() if not p.type.HasField("tensor_type")}
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from onnx import helper
@@ -21,7 +20,7 @@ from ..ir.order import reads
 from .loading import Tide
 from .session import Session
 from .shelf import Shelf, fileable, size_of
-from .specs import ORT_DTYPES
+from .specs import dtype_of
 from .taps import above, given, outer_tensors
 
 FILED = 1 << 30  # bytes that may lie in files where running a part again would do, too
@@ -49,9 +48,10 @@ class Relay:
     def run(
         self, part: Sequence[gs.Node], wanted: Sequence[str], later: Sequence[gs.Node], kept: Iterable[str] = ()
     ) -> Iterator[Mapping[str, Any]]:
-        """Run a part, in graph order; yields the wanted tensors, feed by feed.
+        """Run a part; yields the wanted tensors, feed by feed, and has to be taken to the end.
 
-        later: nodes of the parts to come. kept: tensors that are wanted then.
+        part: nodes that read only what there is and each other. later: nodes of the parts to come. kept: tensors that
+        are wanted then.
         """
         part, live = self._split(part, wanted, later, kept)
         made = {t.name for n in part for t in n.outputs if t.name}
@@ -115,7 +115,7 @@ class Relay:
         made = {t.name for n in nodes for t in n.outputs}
         read = dict.fromkeys(t.name for n in nodes for t in reads(n) if t.name in self.have and t.name not in made)
         new.graph.inputs = [tensors[n] if n in tensors else _captured(nodes, n) for n in read]
-        new.header.input_order, new.header.protos = (), new.header.odd
+        new.header.input_order, new.header.protos = (), new.header.non_tensors
         for tensor in new.graph.inputs:
             if tensor.name not in self.inputs:
                 self._describe(new, tensor)
@@ -126,21 +126,16 @@ class Relay:
         """Say what a tensor of an earlier part is: the type that it had there, and no shape, since the model may be
         wrong about it, and ONNX Runtime checks what it is told of inputs."""
         kind, tensor.shape = self.kinds[tensor.name], None
-        if kind.startswith("tensor("):
-            tensor.dtype = _dtype(kind)
-        else:
+        tensor.dtype = dtype_of(kind)
+        if tensor.dtype is None:
             part.header.protos[tensor.name] = helper.make_value_info(tensor.name, _type(kind))
-
-
-def _dtype(kind: str) -> np.dtype[Any]:
-    return np.dtype(ORT_DTYPES[kind.removeprefix("tensor(").removesuffix(")")])
 
 
 def _type(kind: str) -> onnx.TypeProto:
     """What ONNX Runtime calls "seq(tensor(float))" or "optional(...)"."""
     outer, _, inner = kind.removesuffix(")").partition("(")
     if outer == "tensor":
-        return helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(_dtype(kind)), None)
+        return helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(dtype_of(kind)), None)
     return (helper.make_sequence_type_proto if outer == "seq" else helper.make_optional_type_proto)(_type(inner))
 
 

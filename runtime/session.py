@@ -18,7 +18,7 @@ from onnx import helper
 
 from ..ir.errors import DataError, ModelError, OptionError, RefusedFeeds, SlimError
 from .loading import ModelLike, digest, hash_file, payload
-from .specs import ORT_DTYPES, InputSpec, halved, rename_feeds, session_inputs
+from .specs import InputSpec, dtype_of, halved, rename_feeds, session_inputs
 
 THREADS = 64  # that no machine is too small for; a large one takes four a core
 _NOISE = (  # what of ONNX Runtime's messages says nothing to a user, and what replaces it
@@ -173,7 +173,7 @@ def _to_ort(value: Any) -> Any:
 def _from_ort(value: Any, kind: str) -> Any:
     if not _is_exotic(kind):
         return value.numpy()
-    dtype, shape = np.dtype(ORT_DTYPES[kind[7:-1]]), tuple(value.shape())
+    dtype, shape = dtype_of(kind), tuple(value.shape())
     count = int(np.prod(shape, dtype=np.int64))
     if "int4" in kind:  # two values a byte, low half first
         raw = np.frombuffer(ctypes.string_at(value.data_ptr(), (count + 1) // 2), np.uint8)

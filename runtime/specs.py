@@ -83,12 +83,16 @@ def session_inputs(session: Any) -> dict[str, InputSpec]:
         *((a, False) for a in session.get_inputs()),
         *((a, True) for a in session.get_overridable_initializers()),
     ):
-        inner = arg.type[len("tensor(") : -1] if arg.type.startswith("tensor(") else None
-        found = ORT_DTYPES.get(inner) if inner else None
-        dtype = None if found is None else np.dtype(found)
+        dtype = dtype_of(arg.type)
         shape = tuple(arg.shape) if dtype is not None else None
         specs[arg.name] = InputSpec(arg.name, dtype, shape, default or arg.type.startswith("optional("))
     return specs
+
+
+def dtype_of(kind: str) -> Any:
+    """The numpy (or ml_dtypes) type of what ONNX Runtime calls "tensor(float)"; None for what is no tensor."""
+    found = ORT_DTYPES.get(kind[len("tensor(") : -1]) if kind.startswith("tensor(") else None
+    return None if found is None else np.dtype(found)
 
 
 def required(specs: Mapping[str, InputSpec]) -> list[InputSpec]:

@@ -64,7 +64,7 @@ def goals(model: Model, found: Sequence[Layer], feeds: Feeds, ctx: Context) -> d
     budget = (ctx.memory_mb << 20) * 3 // 8 // max(4 * sum(heights.values()), 1)
     most = stats.rows_per_feed(found, widths, len(feeds), budget)
     named, waves = recurrent.named(model, [x.node for x in found if x.states]), chunks(found, 4)
-    walks = relayed(named, [stats.looked_at(named, wave) for wave in waves], feeds, threads=ctx.workers)
+    walks = relayed(named, [stats.looked_at(wave) for wave in waves], feeds, threads=ctx.workers)
     result: dict[str, Target] = {}
     for wave, walk in zip(waves, walks):
         result.update(stats.targets(named, wave, walk, len(feeds), most, ctx.seed))

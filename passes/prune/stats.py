@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ...ir import Model, edit
+from ...ir import Model
 from ...ir.spill import aside
 from ...runtime import unfold
 from ...runtime.contraction import picked_rows
@@ -138,10 +138,9 @@ def rows_of(layer: Layer, tensor: Array, places: Array) -> Array:
     return picked_rows(tensor, layer.made, places)
 
 
-def looked_at(model: Model, wave: Sequence[Layer]) -> list[str]:
+def looked_at(wave: Sequence[Layer]) -> list[str]:
     """Tensors from which the targets of layers are made."""
-    constants = model.constants()
-    return list(dict.fromkeys(n for x in wave for n in (x.witness, *x.states) if n and n not in constants))
+    return [n for x in wave for n in (x.witness, *x.states) if n]
 
 
 def targets(
@@ -186,7 +185,7 @@ def _before_gates(
     node, rows = nodes[layer.node], x[None]
     if layer.states:
         every, first = layer.states
-        start = None if not first else values[first] if first in values else edit.const(node, recurrent.INITIAL)
+        start = values[first] if first else None
         state = recurrent.before(node, values[every], start)[places]
         goal.read.append((x, state))
         rows = recurrent.rows(x, state)

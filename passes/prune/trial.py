@@ -73,7 +73,7 @@ class Trials:
             self.names[layer.node] = (weights, bias)
         self.masks = {n: _open_mask(copy, nodes[n], k, axis, size, self.given) for n, k, axis, size in masked}
         copy.graph.outputs = heads(copy)
-        copy.header.input_order, copy.header.protos = (), copy.header.odd
+        copy.header.input_order, copy.header.protos = (), copy.header.non_tensors
         order.sort(copy)
         self.feeds = list(feeds) if copy.graph.outputs else []  # outputs that only move inputs feel no change
         self.session = Session(copy, threads=threads) if self.feeds else None
